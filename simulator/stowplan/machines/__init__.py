@@ -1,0 +1,1 @@
+"""Readers of ``hwprofiles/``: parts, and machines that compose them."""

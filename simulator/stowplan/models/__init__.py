@@ -1,0 +1,1 @@
+"""Readers of ``models/`` and of users' own files: architectures, formats, tensors."""
