@@ -43,8 +43,8 @@ class Gpu:
         vendor: nvidia, amd, apple or intel.
         memory: capacity in bytes.
         bandwidth: datasheet memory bandwidth in bytes/s.
-        peaks: dense peak FLOP/s by arithmetic: fp32 (vector), fp16 (matrix unit, fp32 accumulation), bf16, fp8, int8, fp4.
-            An arithmetic that the device lacks is absent.
+        peaks: dense peak FLOP/s by arithmetic: fp32 (vector), fp16 (matrix unit, fp32 accumulation), bf16, fp8,
+            int8, fp4. An arithmetic that the device lacks is absent.
         units: streaming multiprocessors, compute units or GPU cores.
         clock: boost clock in hertz.
         pcie_generation, pcie_lanes: host interface; generation 0 for unified memory.
@@ -86,8 +86,10 @@ class Cpu:
         memory_channels: channels that the socket has.
         memory_kind: the memory it takes, such as ddr5.
         bandwidth_ceiling: what the fabric between cores and memory passes, where it binds before the channels do.
-        measured: read_bandwidth (bytes/s of one socket with the memory named in the source), when somebody measured it.
+        measured: achieved bytes/s of one socket by memory configuration, such as ``read_bandwidth:ddr5-6000x2`` (kind x
+            channels of the socket); plain ``read_bandwidth`` is what this very machine reaches, whatever its memory.
         pcie_generation: generation of its own lanes.
+        pcie_lanes: lanes of one socket that accelerators can use; several GPUs share them.
     """
 
     key: str
@@ -99,6 +101,7 @@ class Cpu:
     memory_channels: int
     memory_kind: str
     pcie_generation: int
+    pcie_lanes: int = 16
     bandwidth_ceiling: Number | None = None
     measured: Mapping[str, Number] = field(default_factory=dict)
     power: Number | None = None

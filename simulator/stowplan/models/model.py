@@ -227,7 +227,9 @@ class Model:
             total += sum(t.elements for t in self.globals if t.role is Role.TOKEN_EMBEDDING)
         for layer in self.layers:
             for tensor in layer.tensors:
-                share = layer.experts.active / layer.experts.total if layer.experts and tensor.role in EXPERT_ROLES else 1.0
+                share = (
+                    layer.experts.active / layer.experts.total if layer.experts and tensor.role in EXPERT_ROLES else 1.0
+                )
                 total += tensor.elements * share
         return total
 

@@ -1,0 +1,147 @@
+"""How fast an engine's kernels run an operator on a device: operators in, work vectors out.
+
+Bytes on memories and links are the real bytes. Time-like resources are in device-seconds (``gpu0.compute``, rate 1)
+and core-seconds (``host.cores``, rate = threads), because one device has several peaks (int8, fp16, fp32) and every
+kernel its own share of them. All efficiencies are smooth in the operator's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stowplan.figures import Figures
+from stowplan.ops import Kind, Operator
+from stowplan.work import Work
+
+_FLOATS = {"f16", "bf16", "f32", "fp16"}
+_LEGACY = {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "int8", "mxfp4", "iq4_nl"}
+
+
+def family(format_key: str) -> str:
+    """Kernel family of a storage format: ``float``, ``block`` (plain 32-weight blocks), ``k`` or ``iq`` (codebooks)."""
+    if format_key in _FLOATS or format_key.startswith("fp8"):
+        return "float"
+    if format_key in _LEGACY:
+        return "block"
+    return "iq" if format_key.startswith("iq") else "k"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuKernels:
+    """An engine's kernels on one GPU.
+
+    Attributes:
+        name: resource prefix, ``gpu0``.
+        kernel_gap: seconds between the starts of two dependent small kernels.
+        kernels: kernels launched per operator kind, norms and element-wise neighbours included.
+        gemm: FLOP/s of a large matrix product by kernel family.
+        gemv: bytes/s of weights that the kernels keep in flight (memory may be slower).
+        tile: rows of activations that a product pays for at least.
+        attention: FLOP/s of attention; attention_read: bytes/s of cache in flight.
+    """
+
+    name: str
+    kernel_gap: float
+    kernels: tuple[tuple[Kind, float], ...]
+    gemm: tuple[tuple[str, float], ...]
+    gemv: float
+    tile: float
+    attention: float
+    attention_read: float
+
+    @staticmethod
+    def build(figures: Figures, index: int, engine: str, vendor: str) -> GpuKernels:
+        """Kernels of `engine` on GPU `index`.
+
+        A rate is ``min(share x peak, per_unit_clock x units x clock)``: the first term is the device's limit, the second
+        what the kernel keeps in flight per unit and clock; where units or clock are unknown, only the first applies.
+        """
+        name, constant = f"gpu{index}", f"{engine}.gpu."
+        unit_clock = figures.get_value(f"{name}.unit_clock") if vendor == "nvidia" else None
+
+        def bounded(first: float, per_unit_clock: str) -> float:
+            limit = figures.get_value(constant + per_unit_clock)
+            return first if unit_clock is None or limit is None else min(first, limit * unit_clock)
+
+        def peak(*wanted: str) -> float:
+            for arithmetic in wanted:
+                found = figures.get_value(f"{name}.peak.{arithmetic}")
+                if found:
+                    return found
+            return figures.value(f"{name}.peak.fp32")
+
+        share = figures.value(constant + "gemm_share")
+        attention_share = figures.value(constant + "attention_share")
+        gemm = {
+            "float": bounded(share * peak("fp16", "bf16"), "gemm_float_per_unit_clock"),
+            "quantised": bounded(share * peak("int8", "fp16"), "gemm_quantised_per_unit_clock"),
+        }
+        return GpuKernels(
+            name=name,
+            kernel_gap=figures.value(constant + "kernel_gap"),
+            kernels=tuple((kind, figures.value(f"{constant}kernels.{kind.value}")) for kind in Kind),
+            gemm=(("float", gemm["float"]), *((label, gemm["quantised"]) for label in ("block", "k", "iq"))),
+            gemv=bounded(figures.value(f"{name}.hbm"), "gemv_per_unit_clock"),
+            tile=figures.value(constant + "gemm_tile"),
+            attention=bounded(attention_share * peak("fp16", "bf16"), "attention_per_unit_clock"),
+            attention_read=bounded(figures.value(f"{name}.hbm"), "attention_bytes_per_unit_clock"),
+        )
+
+    def work(self, op: Operator) -> Work:
+        """Work vector of an operator whose weights and cache are in this GPU's memory."""
+        moved = op.weight_bytes + op.kv_read + op.kv_write + op.activation_bytes
+        overhead = self.kernel_gap * dict(self.kernels)[op.kind]
+        if op.kind is Kind.MATMUL:
+            padded = op.flops * (1.0 + self.tile / op.m) if op.m else 0.0
+            busy = max(padded / dict(self.gemm)[family(op.format)], op.weight_bytes / self.gemv)
+        elif op.kind is Kind.LOOKUP:
+            busy = 0.0
+        else:
+            busy = max(op.flops / self.attention, op.kv_read / self.attention_read)
+        return Work({f"{self.name}.hbm": moved, f"{self.name}.compute": busy}, overhead)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuKernels:
+    """An engine's kernels on the host's cores.
+
+    Attributes:
+        operator_gap: seconds of barrier and dispatch per operator.
+        gemv: weights per core-second by kernel family, one row of activations.
+        gemm: FLOPs per core-second by kernel family, many rows.
+        attention: attention FLOPs per core-second.
+    """
+
+    operator_gap: float
+    gemv: tuple[tuple[str, float], ...]
+    gemm: tuple[tuple[str, float], ...]
+    attention: float
+
+    @staticmethod
+    def build(figures: Figures, engine: str, isa: tuple[str, ...]) -> CpuKernels:
+        """Kernels of `engine` on cores with the instruction sets `isa`: the constants are per core and clock."""
+        constant = f"{engine}.cpu."
+        clock = figures.value("host.clock")
+        width = figures.value(f"{constant}isa.{_widest(isa)}")
+        families = ("float", "block", "k", "iq")
+        return CpuKernels(
+            operator_gap=figures.value(constant + "operator_gap"),
+            gemv=tuple((f, clock * width * figures.value(f"{constant}gemv.{f}")) for f in families),
+            gemm=tuple((f, clock * width * figures.value(f"{constant}gemm.{f}")) for f in families),
+            attention=clock * width * figures.value(constant + "attention"),
+        )
+
+    def work(self, op: Operator) -> Work:
+        """Work vector of an operator whose weights and cache are in host memory."""
+        moved = op.weight_bytes + op.kv_read + op.kv_write + op.activation_bytes
+        if op.kind is Kind.MATMUL:
+            label = family(op.format)
+            busy = max(op.weights / dict(self.gemv)[label], op.flops / dict(self.gemm)[label])
+        else:
+            busy = op.flops / self.attention
+        return Work({"host.dram": moved, "host.cores": busy}, self.operator_gap)
+
+
+def _widest(isa: tuple[str, ...]) -> str:
+    """The widest instruction set that kernels are written for."""
+    return next((name for name in ("amx", "avx512", "avx2", "neon") if name in isa), "avx2")

@@ -1,0 +1,326 @@
+"""llama.cpp and ik_llama.cpp: tensors in host memory are computed there in decode and streamed to the GPU in prefill.
+
+Expressible: the mixer of a layer on a GPU or the CPU (the layers on the CPU come first, GPUs hold consecutive runs),
+each feed-forward matrix of a layer on its home GPU or the CPU, the cache with its layer or all of it in host memory.
+
+Execution: one operator after another. A matrix product whose weights are in host memory runs on the CPU, unless the
+batch reaches the offload threshold: then the weights are copied to the GPU first and nothing overlaps the copy
+(measured: time of a micro-batch = a constant for the stream + a term per token). Attention runs where the cache is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+
+from stowplan.engine.graph import Graph
+from stowplan.errors import DoesNotFit, NotExpressible
+from stowplan.kernels import CpuKernels, GpuKernels
+from stowplan.models.model import EXPERT_ROLES, Layer, Role
+from stowplan.ops import (
+    EXPERT_PARTS,
+    FFN_PARTS,
+    Kind,
+    Operator,
+    Part,
+    Step,
+    embedding_operator,
+    ffn_operators,
+    mixer_operators,
+    output_operator,
+    part_of,
+)
+from stowplan.plan import MemoryUse, Plan, Workload, expand
+from stowplan.systems.base import RAM, Evaluation, LayerClass, Setup
+from stowplan.systems.llama_cpp_commands import write_command
+from stowplan.systems.llama_cpp_memory import LlamaCppMemory
+from stowplan.systems.llama_cpp_settings import LlamaCppSettings, settings_of
+from stowplan.systems.serial import ChainTask, LayerPlaces, SerialRun
+from stowplan.units import format_bytes
+from stowplan.work import Work
+
+_FP32 = 4.0
+
+
+class LlamaCppRun(SerialRun):
+    """llama.cpp's behaviour on one setup under one group of settings."""
+
+    def __init__(self, setup: Setup, workload: Workload, settings: LlamaCppSettings) -> None:
+        super().__init__(setup, workload)
+        self.settings = settings
+        machine, figures = setup.machine, setup.figures
+        self.rules = LlamaCppMemory(setup.model, workload, settings)
+        self.threads = min(settings.threads or machine.cores, machine.cores)
+        self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
+        self._cpu = CpuKernels.build(figures, "llama.cpp", machine.cpu.isa)
+        self._copy_latency = figures.value("llama.cpp.gpu.copy_latency")
+        self._unified = bool(machine.gpus) and machine.gpus[0].unified
+        self._expert_miss = self._dense_miss = 0.0
+        self.rates = self._resource_rates()
+
+    def _resource_rates(self) -> dict[str, float]:
+        value, machine = self.setup.figures.value, self.setup.machine
+        one_thread = value("llama.cpp.cpu.thread_bandwidth")
+        rates = {
+            "host.dram": min(value("host.dram"), self.threads * one_thread),
+            "host.cores": float(self.threads),
+        }
+        memory = "pinned" if self.settings.load_mode == "none" else "pageable"
+        for i, gpu in enumerate(machine.gpus):
+            rates |= {f"gpu{i}.compute": 1.0, f"gpu{i}.hbm": value(f"gpu{i}.hbm")}
+            if not gpu.unified:
+                rates |= {f"gpu{i}.h2d": value(f"gpu{i}.h2d.{memory}"), f"gpu{i}.d2h": value(f"gpu{i}.d2h.{memory}")}
+        if len(machine.gpus) > 1:
+            rates["peer"] = value("peer")
+        if machine.disks:
+            rates["disk.faults"] = value("disk.faults")
+        return rates
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of one micro-batch."""
+        return self.settings.chunk
+
+    @property
+    def margin(self) -> float:
+        """Bytes of every GPU's memory that a plan leaves free; unified memory has its own share."""
+        return 0.0 if self._unified else float(self.settings.margin)
+
+    def kv_bytes(self, layer: Layer) -> float:
+        """Bytes of one layer's cache or state."""
+        return self.rules.kv_bytes(layer)
+
+    def patterns(self, members: LayerClass) -> list[LayerPlaces]:
+        """Mixer on each GPU or the CPU; each feed-forward matrix at home or on the CPU; cache by the KV setting."""
+        parts = {part_of(tensor) for tensor in members.layer.tensors}
+        free = [part for part in (*FFN_PARTS, *EXPERT_PARTS) if part in parts]
+        found = [self._pattern(RAM, parts, dict.fromkeys(free, RAM))]
+        for i in self.setup.gpus:
+            home = f"gpu{i}"
+            choices = product((home, RAM), repeat=len(free))
+            found += [self._pattern(home, parts, dict(zip(free, choice, strict=True))) for choice in choices]
+        return found
+
+    def _pattern(self, home: str, parts: set[Part], ffn: dict[Part, str]) -> LayerPlaces:
+        if Part.SHARED in parts:
+            ffn[Part.SHARED] = home
+        return LayerPlaces(home, home if self.settings.kv_offload else RAM, tuple(sorted(ffn.items())))
+
+    def layer_chain(self, layer: Layer, places: LayerPlaces, step: Step) -> list[ChainTask]:
+        """Operators in order, each where its weights or cache are (or streamed to a GPU), with the copies between."""
+        chain: list[ChainTask] = []
+        home = here = places.mixer
+        prefix = f"blk.{layer.index}."
+        for op in self._operators(layer, step):
+            place = places.place(op.part) if op.part is not None else home
+            where, streamed = self._executor(op, place, home, step, layer)
+            chain += self._move(here, where, self._input_bytes(op, step), f"{prefix}{op.name} input")
+            if streamed:
+                chain.append(self._stream(where, op, prefix))
+            chain += self._compute(where, op, prefix, faulted=place == RAM)
+            here = where
+        return chain + self._move(here, home, _FP32 * step.tokens * self.setup.model.hidden, f"{prefix}residual")
+
+    def _operators(self, layer: Layer, step: Step) -> Iterator[Operator]:
+        yield from mixer_operators(layer, step, self.settings.cache, self.settings.cache_k)
+        yield from ffn_operators(layer, step.tokens)
+
+    def _executor(self, op: Operator, place: str, home: str, step: Step, layer: Layer) -> tuple[str, bool]:
+        """Where an operator runs, and whether its weights are streamed there first."""
+        if place != RAM or op.kind is not Kind.MATMUL or not self._gpus or self._unified:
+            return place, False
+        routed = op.part in EXPERT_PARTS and layer.experts is not None
+        experts = (layer.experts.total, layer.experts.active) if routed and layer.experts else None
+        if step.tokens < self.settings.offload_threshold(experts):
+            return RAM, False
+        return (home if home != RAM else "gpu0"), True
+
+    def _input_bytes(self, op: Operator, step: Step) -> float:
+        if op.kind is not Kind.MATMUL:
+            return op.activation_bytes
+        rows = op.m * op.matrices if op.part is Part.EXPERT_DOWN else step.tokens
+        return _FP32 * rows * op.k
+
+    def _move(self, source: str, target: str, size: float, name: str) -> list[ChainTask]:
+        """Copy of activations between two places; free of bytes in unified memory, never free of latency."""
+        if source == target:
+            return []
+        if self._unified:
+            return [ChainTask(name, Work({}, self._copy_latency), "copy", "copy")]
+        if RAM in (source, target):
+            gpu, way = (target, "h2d") if source == RAM else (source, "d2h")
+            work = Work({f"{gpu}.{way}": size, "host.dram": size}, self._copy_latency)
+            return [ChainTask(name, work, f"{gpu} copy", "copy")]
+        return [ChainTask(name, Work({"peer": size}, self._copy_latency), f"{target} copy", "copy")]
+
+    def _stream(self, gpu: str, op: Operator, prefix: str) -> ChainTask:
+        work = Work({f"{gpu}.h2d": op.weight_bytes, "host.dram": op.weight_bytes}, self._copy_latency)
+        return ChainTask(f"{prefix}{op.name} weights", work, f"{gpu} copy", "copy")
+
+    def _compute(self, where: str, op: Operator, prefix: str, *, faulted: bool) -> list[ChainTask]:
+        chain: list[ChainTask] = []
+        miss = self._expert_miss if op.part in EXPERT_PARTS else self._dense_miss
+        if faulted and miss and op.weight_bytes:
+            work = Work({"disk.faults": miss * op.weight_bytes})
+            chain.append(ChainTask(f"{prefix}{op.name} pages", work, "disk", "disk"))
+        if where == RAM:
+            chain.append(ChainTask(f"{prefix}{op.name}", self._cpu.work(op), "host", "compute"))
+        else:
+            work = self._gpus[int(where.removeprefix("gpu"))].work(op)
+            chain.append(ChainTask(f"{prefix}{op.name}", work, where, "compute"))
+        return chain
+
+    def boundary(self, source: str, target: str, step: Step) -> list[ChainTask]:
+        """Copy of the residual stream when the next layer's home is elsewhere."""
+        return self._move(source, target, _FP32 * step.tokens * self.setup.model.hidden, "residual")
+
+    def head(self, step: Step) -> list[ChainTask]:
+        """The embedding is looked up by the CPU."""
+        return self._compute(RAM, embedding_operator(self.setup.model, step), "", faulted=False)
+
+    def tail(self, output: str, step: Step) -> list[ChainTask]:
+        """Logits where the output matrix lives, copied to the host and sampled there."""
+        if step.logits == 0:
+            return []
+        op = output_operator(self.setup.model, step)
+        chain = self._compute(output, op, "", faulted=output == RAM)
+        logits = _FP32 * step.logits * op.n
+        step_overhead = self.setup.figures.value("llama.cpp.step")
+        sample = ChainTask("sample", Work({"host.dram": logits}, step_overhead), "host", "compute")
+        return [*chain, *self._move(output, RAM, logits, "logits"), sample]
+
+    def memory(self, layers: Sequence[LayerPlaces], embedding: str, output: str) -> dict[str, MemoryUse]:
+        """Weights, cache, compute buffers and runtime of every tier."""
+        model, machine = self.setup.model, self.setup.machine
+        parts = {name: dict[str, float]() for name in (RAM, *(f"gpu{i}" for i in self.setup.gpus))}
+        for layer, places in zip(model.layers, layers, strict=True):
+            kv = self.rules.kv_bytes(layer)
+            _add(parts[places.kv], "cache", kv)
+            for place, size in self.layer_bytes(layer, places).items():
+                _add(parts[place], "weights", size - (kv if place == places.kv else 0.0))
+        for tensor in model.globals:
+            table = tensor.role in (Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING)
+            _add(parts[embedding if table else output], "weights", float(tensor.bytes))
+            if model.tied and tensor.role is Role.TOKEN_EMBEDDING and output != embedding:
+                _add(parts[output], "weights", float(tensor.bytes))
+        pairs = list(zip(model.layers, layers, strict=True))
+        _add(parts[RAM], "buffers", self.rules.host_buffer(pairs))
+        _add(parts[RAM], "system", machine.reserved.value)
+        for i, gpu in enumerate(machine.gpus):
+            name = f"gpu{i}"
+            if parts[name]:
+                buffer = self.rules.gpu_buffer(pairs, name, output_here=output == name)
+                _add(parts[name], "buffers", buffer)
+            if not gpu.unified:
+                _add(parts[name], "runtime", self.setup.figures.value("llama.cpp.gpu.runtime"))
+        return self._uses(parts)
+
+    def _uses(self, parts: Mapping[str, dict[str, float]]) -> dict[str, MemoryUse]:
+        machine = self.setup.machine
+        uses: dict[str, MemoryUse] = {}
+        for i, gpu in enumerate(machine.gpus):
+            name = f"gpu{i}"
+            share = gpu.unified_share.value if gpu.unified_share is not None else 1.0
+            capacity = machine.memory.capacity.value * share if gpu.unified else gpu.memory.value
+            uses[name] = MemoryUse(used=sum(parts[name].values()), capacity=capacity, parts=parts[name])
+        host = dict(parts[RAM])
+        if self._unified:
+            _add(host, "gpu", sum(parts["gpu0"].values()))
+        capacity = machine.memory.capacity.value
+        uses[RAM] = MemoryUse(used=sum(host.values()), capacity=capacity, parts=host)
+        return uses
+
+    def overflow(self, memory: Mapping[str, MemoryUse], layers: Sequence[LayerPlaces]) -> None:
+        """Pages that the page cache cannot keep are read again: experts by their share, dense weights all of them.
+
+        A cyclic scan over more than fits defeats a least-recently-used cache; uniformly routed experts hit it in
+        proportion. Dense weights are touched every step, so they stay while experts give way.
+        """
+        excess = memory[RAM].used - memory[RAM].capacity
+        if excess <= 0:
+            misses = (0.0, 0.0)
+        else:
+            if self.settings.load_mode != "mmap" or not self.setup.machine.disks:
+                mend = "memory-map the file (-lm mmap)" if self.setup.machine.disks else "name a disk and use -lm mmap"
+                raise DoesNotFit(f"host memory lacks {format_bytes(excess)}; {mend} or take a smaller format", excess)
+            experts = self._expert_bytes_in_ram(layers)
+            misses = (min(1.0, excess / experts) if experts else 0.0, 1.0 if excess > experts else 0.0)
+        if misses != (self._expert_miss, self._dense_miss):
+            self._expert_miss, self._dense_miss = misses
+            self._prices.clear()
+
+    def _expert_bytes_in_ram(self, layers: Sequence[LayerPlaces]) -> float:
+        return sum(
+            float(tensor.bytes)
+            for layer, places in zip(self.setup.model.layers, layers, strict=True)
+            for tensor in layer.tensors
+            if tensor.role in EXPERT_ROLES and places.place(part_of(tensor)) == RAM
+        )
+
+
+def _add(parts: dict[str, float], name: str, size: float) -> None:
+    if size:
+        parts[name] = parts.get(name, 0.0) + size
+
+
+class LlamaCpp:
+    """llama.cpp as a system."""
+
+    key = "llama.cpp"
+    title = "llama.cpp"
+    kernels = "llama.cpp"
+
+    def placement(self, setup: Setup, plan: Plan) -> list[LayerPlaces]:
+        """Places of every layer that a plan states.
+
+        Raises:
+            NotExpressible: a part without a place, in several places, or on a device that the machine lacks.
+        """
+        known = {RAM} | {f"gpu{i}" for i in setup.gpus}
+        places = expand(plan.layers, len(setup.model.layers), where="plan")
+        for index, parts in enumerate(places):
+            for part, place in parts.items():
+                if not isinstance(place, str) or place not in known:
+                    raise NotExpressible(
+                        f"plan: layer {index}: {part} is on {place}; llama.cpp places a whole part on one of "
+                        f"{', '.join(sorted(known))}"
+                    )
+            missing = {Part.MIXER.value, Part.KV.value} - parts.keys()
+            if missing:
+                raise NotExpressible(f"plan: layer {index}: {', '.join(sorted(missing))} has no place")
+        return [LayerPlaces.from_mapping(parts) for parts in places]
+
+    def run(self, setup: Setup, plan: Plan) -> LlamaCppRun:
+        """The engine under the plan's settings."""
+        return LlamaCppRun(setup, plan.workload, settings_of(plan))
+
+    def evaluate(self, setup: Setup, plan: Plan) -> Evaluation:
+        """Times and memory; see `stowplan.systems.base.System`."""
+        evaluation = self.run(setup, plan).evaluate(self.placement(setup, plan), plan.embedding, plan.output)
+        for place, use in evaluation.memory.items():
+            if place != RAM and use.used > use.capacity:
+                missing = use.used - use.capacity
+                raise DoesNotFit(
+                    f"{place} would hold {format_bytes(use.used)} of {format_bytes(use.capacity)}; move "
+                    f"{format_bytes(missing)} elsewhere or let `stowplan plan` do it",
+                    missing,
+                )
+        return evaluation
+
+    def command(self, setup: Setup, plan: Plan) -> str:
+        """The llama-server command; see `stowplan.systems.llama_cpp_commands`."""
+        layers = self.placement(setup, plan)
+        return write_command(setup.machine, setup.model, plan, settings_of(plan), layers)
+
+    def decode_graph(self, setup: Setup, plan: Plan) -> Graph:
+        """Tasks of one decode step."""
+        run, layers = self.run(setup, plan), self.placement(setup, plan)
+        run.overflow(run.memory(layers, plan.embedding, plan.output), layers)
+        return run.step_graph(layers, plan.output, run.decode_step)
+
+    def prefill_graph(self, setup: Setup, plan: Plan) -> Graph:
+        """Tasks of the first micro-batch of the prompt."""
+        run, layers = self.run(setup, plan), self.placement(setup, plan)
+        run.overflow(run.memory(layers, plan.embedding, plan.output), layers)
+        steps = run.prefill_steps or [run.decode_step]
+        return run.step_graph(layers, plan.output, steps[0])
