@@ -8,22 +8,26 @@ kernel its own share of them. All efficiencies are smooth in the operator's size
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from stowplan.figures import Figures
+from stowplan.models import load_format
 from stowplan.ops import Kind, Operator
 from stowplan.work import Work
 
-_FLOATS = {"f16", "bf16", "f32", "fp16"}
-_LEGACY = {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "int8", "mxfp4", "iq4_nl"}
+_FAMILIES = {
+    "float": ("float", "float8"),
+    "block": ("legacy", "integer", "microscaling", "int4"),
+    "k": ("k-quant", "scaled"),
+    "iq": ("i-quant", "iqk", "trellis", "ternary"),
+}
 
 
+@cache
 def family(format_key: str) -> str:
-    """Kernel family of a storage format: ``float``, ``block`` (plain 32-weight blocks), ``k`` or ``iq`` (codebooks)."""
-    if format_key in _FLOATS or format_key.startswith("fp8"):
-        return "float"
-    if format_key in _LEGACY:
-        return "block"
-    return "iq" if format_key.startswith("iq") else "k"
+    """Kernel family of a storage format: ``float``, ``block`` (plain small blocks), ``k`` or ``iq`` (codebooks)."""
+    own = load_format(format_key).family
+    return next(name for name, members in _FAMILIES.items() if own in members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,8 @@ class GpuKernels:
     def build(figures: Figures, index: int, engine: str, vendor: str) -> GpuKernels:
         """Kernels of `engine` on GPU `index`.
 
-        A rate is ``min(share x peak, per_unit_clock x units x clock)``: the first term is the device's limit, the second
-        what the kernel keeps in flight per unit and clock; where units or clock are unknown, only the first applies.
+        A rate is ``min(share x peak, per_unit_clock x units x clock)``: the first term is the device's limit, the
+        second what the kernel keeps in flight per unit and clock; where units or clock are unknown, only the first applies.
         """
         name, constant = f"gpu{index}", f"{engine}.gpu."
         unit_clock = figures.get_value(f"{name}.unit_clock") if vendor == "nvidia" else None

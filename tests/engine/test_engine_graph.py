@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stowplan.engine import Graph, GraphBuilder, Task
 from stowplan.errors import SimulationError
 from stowplan.work import Work
@@ -46,9 +47,9 @@ def test_circles_are_refused_and_named() -> None:
         Task("hen", Work.zero, after=(1, 0)),
         Task("behind", Work.zero, after=(2,)),
     ]
-    with pytest.raises(SimulationError, match="circle: 'egg' after 'hen' after 'egg'$"):
+    with pytest.raises(SimulationError, match=r"circle: 'egg' after 'hen' after 'egg'$"):
         Graph(tasks, RATES)
-    with pytest.raises(SimulationError, match="circle: 'self' after 'self'$"):
+    with pytest.raises(SimulationError, match=r"circle: 'self' after 'self'$"):
         Graph([Task("self", Work.zero, after=(0,))], RATES)
 
 
@@ -74,7 +75,7 @@ def test_unknown_resources_and_tiers_are_refused() -> None:
     with pytest.raises(SimulationError, match="'copy' works on 'link', which the machine lacks; known: gpu"):
         Graph([Task("copy", Work({"link": 1.0}))], RATES)
     for task in (Task("hold", Work.zero, allocates={"hbm": 1.0}), Task("hold", Work.zero, frees={"hbm": 1.0})):
-        with pytest.raises(SimulationError, match="'hold' on 'hbm', a memory tier.* known: vram"):
+        with pytest.raises(SimulationError, match=r"'hold' on 'hbm', a memory tier.* known: vram"):
             Graph([task], RATES, {"vram": 1.0})
     with pytest.raises(SimulationError, match="residents on 'hbm'"):
         Graph([], RATES, {"vram": 1.0}, {"hbm": 1.0})

@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
+from scipy.optimize import linprog  # type: ignore[import-untyped,unused-ignore]
+
 from stowplan.engine import Graph, GraphBuilder, demand_of, fair_shares, simulate
 from stowplan.work import Work
 
 RATES = {"a": 1.0, "b": 10.0, "c": 3.0, "d": 1e6}
 SETS = st.lists(
-    st.dictionaries(st.sampled_from(sorted(RATES)), st.floats(1e-3, 1e3), min_size=1, max_size=4),
+    st.dictionaries(st.sampled_from(sorted(RATES)), st.floats(0.05, 2.0), min_size=1, max_size=4).map(
+        lambda seconds: {name: share * RATES[name] for name, share in seconds.items()}
+    ),
     min_size=1,
     max_size=6,
 )
+EXACT = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
 
 def alone_seconds(amounts: dict[str, float]) -> float:
@@ -44,15 +48,16 @@ def max_min_by_linear_programmes(tasks: Sequence[dict[str, float]]) -> list[floa
         limits = np.vstack([np.hstack([usage, np.zeros((len(usage), 1))]), raised])
         right = np.concatenate([np.ones(len(usage)), np.zeros(len(free))])
         bounds = [(fixed.get(index, 0.0), fixed.get(index, 1.0)) for index in range(count)] + [(0.0, 1.0)]
-        level = -linprog([0.0] * count + [-1.0], A_ub=limits, b_ub=right, bounds=bounds).fun
-        floor = [(fixed.get(index, level), fixed.get(index, 1.0)) for index in range(count)]
+        level = -linprog([0.0] * count + [-1.0], A_ub=limits, b_ub=right, bounds=bounds, options=EXACT).fun
+        # Others may stay a rounding error below the level, so that it can be met again.
+        floor = [(fixed.get(index, level - 1e-12), fixed.get(index, 1.0)) for index in range(count)]
+        reach: dict[int, float] = {}
         for index in free:
             aim = np.zeros(count)
             aim[index] = -1.0
-            # The slack lets the level, which was rounded, be met again.
-            best = linprog(aim, A_ub=usage, b_ub=np.ones(len(usage)) + 1e-12, bounds=floor)
-            if best.status != 0 or -best.fun <= level + 1e-9:
-                fixed[index] = level
+            reach[index] = -linprog(aim, A_ub=usage, b_ub=right[: len(usage)] + 1e-12, bounds=floor, options=EXACT).fun
+        stopped = max(level + 1e-9, min(reach.values()))
+        fixed |= {index: level for index in free if reach[index] <= stopped}
     return [fixed[index] for index in range(count)]
 
 

@@ -6,6 +6,7 @@ import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stowplan.engine import Demand, demand_of, fair_shares
 from stowplan.work import Work
 
@@ -24,7 +25,7 @@ def demands_of(amounts: list[dict[str, float]]) -> list[Demand]:
 @settings(deadline=None, max_examples=300)
 @given(SETS)
 def test_shares_meet_the_definition_of_max_min_fairness(amounts: list[dict[str, float]]) -> None:
-    """Feasible, and each task is at full speed or on a full resource where nobody is faster; only one such point exists."""
+    """Feasible, and each task is at full speed or on a full resource where nobody is faster: only one such point."""
     demands = demands_of(amounts)
     speeds = [share.speed for share in fair_shares(demands)]
     used = dict.fromkeys(RATES, 0.0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stowplan.engine import (
     Graph,
     GraphBuilder,
@@ -25,7 +27,7 @@ from stowplan.work import Work
 RATES = {"cpu": 16.0, "gpu": 1.0, "link": 25e9, "ram": 60e9}
 PROPERTY = settings(deadline=None, max_examples=120)
 
-AMOUNTS = st.dictionaries(st.sampled_from(sorted(RATES)), st.floats(0.0, 2.0), max_size=3).map(
+AMOUNTS = st.dictionaries(st.sampled_from(sorted(RATES)), st.just(0.0) | st.floats(1e-9, 2.0), max_size=3).map(
     lambda seconds: {name: share * RATES[name] for name, share in seconds.items()}
 )
 WORKS = st.builds(Work, AMOUNTS, st.sampled_from([0.0, 0.0, 1e-3, 0.5]))
@@ -86,13 +88,28 @@ def test_every_amount_is_delivered_once(graph: Graph) -> None:
 
 @PROPERTY
 @given(graphs())
+def test_the_phases_of_a_task_add_up_to_its_work(graph: Graph) -> None:
+    run = simulate(graph)
+    for index, task in enumerate(graph.tasks):
+        ends = [phase.start_s for phase in run.phases[index][1:]] + [run.end[index]]
+        progress_s = sum(
+            phase.speed * (until - phase.start_s) for phase, until in zip(run.phases[index], ends, strict=False)
+        )
+        # Differences of clock readings are only as fine as the clock, which runs to the makespan.
+        assert progress_s == pytest.approx(
+            Work(task.work.amounts).alone_s(graph.rates), rel=1e-9, abs=1e-12 * run.makespan
+        )
+
+
+@PROPERTY
+@given(graphs())
 def test_no_resource_is_ever_above_its_rate(graph: Graph) -> None:
     run = simulate(graph)
     for moment in {phase.start_s for phases in run.phases for phase in phases}:
         used = dict.fromkeys(graph.rates, 0.0)
         for index, task in enumerate(graph.tasks):
             speed = speed_at(run, index, moment)
-            fluid_s = task.work.alone_s(graph.rates) - task.work.overhead_s
+            fluid_s = Work(task.work.amounts).alone_s(graph.rates)
             for name, amount in task.work.amounts.items():
                 used[name] += speed * amount / fluid_s if speed else 0.0
         for name, rate in graph.rates.items():
@@ -166,11 +183,11 @@ def test_blame_accounts_for_the_whole_makespan(graph: Graph) -> None:
     causes = blame(run)
     assert sum(causes.values()) == pytest.approx(run.makespan, rel=1e-9, abs=1e-300)
     path = critical_path(run)
-    assert all(one in graph.predecessors[other] for one, other in zip(path, path[1:], strict=False))
+    assert all(one in graph.predecessors[other] for one, other in pairwise(path))
     if path:
         assert run.end[path[-1]] == run.makespan
         assert run.ready[path[0]] == 0.0
-    for one, other in zip(path, path[1:], strict=False):
+    for one, other in pairwise(path):
         assert run.end[one] == run.ready[other]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stowplan.engine import Graph, GraphBuilder, Run, Task, simulate, timeline, write_timeline
 from stowplan.errors import InputError
 from stowplan.work import Work
@@ -55,7 +57,7 @@ def test_events_of_a_lane_do_not_overlap(tasks: list[Task]) -> None:
         lanes[event["tid"]].append((begins, begins + lasts))
     for spans in lanes.values():
         spans.sort()
-        assert all(one[1] <= other[0] for one, other in zip(spans, spans[1:], strict=False))
+        assert all(one[1] <= other[0] for one, other in pairwise(spans))
 
 
 def test_events_tell_what_happened(run: Run) -> None:

@@ -66,6 +66,14 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+def as_toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {as_toml(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(as_toml(inner) for inner in value) + "]"
+    return json.dumps(value) if isinstance(value, str | bool) else str(value)
+
+
 def test_there_are_enough_cases_of_every_family() -> None:
     counts = Counter(case.family for case in load_cases())
     assert counts["llama.cpp"] + counts["ik_llama.cpp"] >= 500
@@ -103,9 +111,10 @@ def test_every_machine_and_model_resolves() -> None:
         model = model_of(case.model, case.quant)
         assert (case.kind == "cpu-only") == (not machine.gpus), case.id
         gpu_memory = sum(gpu.memory.value for gpu in machine.gpus)
-        if case.kind == "full-gpu" and "--compress" not in case.command:
+        whole = "--compress-weight" not in case.command
+        if case.kind == "full-gpu" and whole:
             assert model.weight_bytes <= gpu_memory, case.id
-        if case.kind != "disk":
+        if case.kind != "disk" and whole:
             assert model.weight_bytes <= gpu_memory + machine.memory.capacity.value, case.id
         assert case.depth + case.prompt + case.generate <= model.max_context or case.family != "flexgen", case.id
 
@@ -124,7 +133,7 @@ def test_decode_is_no_faster_than_memory_allows() -> None:
             continue
         machine = machine_of(case.machine, case.overrides)
         model = model_of(case.model, case.quant)
-        active = model.weight_bytes * model.active_parameters / model.parameters
+        active = model.weight_bytes * model.active_parameters / model.parameters  # experts often have fewer bits: slack
         fastest = max([gpu.bandwidth.value for gpu in machine.gpus], default=0.0) + (
             machine.memory.channels * machine.memory.channel_bandwidth.value
         )
@@ -149,6 +158,7 @@ def test_placement_expressions_are_valid_and_match_a_tensor() -> None:
                 expression, target = override.split("=")
                 assert re.fullmatch(r"CPU|CUDA\d", target), case.id
                 found = any(re.search(expression, name) for name in names)
+                # Files of that time held keys and values in one matrix, which newer ones split.
                 assert found or expression == "attn_kv_b", (case.id, expression)
 
 
@@ -241,6 +251,29 @@ def test_a_wrong_file_is_one_sentence_that_names_file_and_field(tmp_path: Path, 
         list(read_cases(written(tmp_path, MINIMAL.replace(old, new))))
     assert "some.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from([line.split(" = ")[0] for line in MINIMAL.splitlines() if " = " in line] + ["points", "values"]),
+    st.recursive(
+        st.integers() | st.booleans() | st.floats() | st.text("ab{}'=/", max_size=6),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "depth", "a"]), inner),
+        max_leaves=4,
+    ),
+)
+def test_any_value_anywhere_is_read_or_refused_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, name: str, value: object
+) -> None:
+    kept = [line for line in MINIMAL.splitlines() if not line.startswith(f"{name} =")]
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text("\n".join([*kept, f"{name} = {as_toml(value)}"]), encoding="utf-8")
+    sentence = ""
+    try:
+        assert all(isinstance(case, Case) for case in read_cases(path))
+    except BadFile as error:
+        sentence = str(error)
+    assert not sentence or "any.toml" in sentence
 
 
 @settings(deadline=None, max_examples=40)

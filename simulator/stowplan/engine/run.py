@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stowplan.engine.graph import MEMORY_WAIT, Graph
-from stowplan.engine.sharing import Demand
 from stowplan.work import OVERHEAD
 
 
@@ -37,7 +36,7 @@ class Run:
         overhead_end: when its overhead was spent.
         end: when it ended.
         phases: its speeds from `overhead_end` to `end`; empty when it has no amounts.
-        delivered: amount that each used resource gave, integrated over the phases.
+        delivered: amount that each used resource gave, integrated over the run.
         busy_s: integral over time of each used resource's utilisation, in seconds.
         memory_peak: most bytes ever held on each tier.
         memory_curve: per tier (time, bytes held from then on), beginning at time zero with what was resident.
@@ -108,18 +107,3 @@ def lasting_phases(phases: Sequence[Phase], end_s: float) -> list[tuple[Phase, f
     """Each phase with the seconds that it lasted, for a task that ended at `end_s`."""
     ends = [phase.start_s for phase in phases[1:]] + [end_s]
     return [(phase, until - phase.start_s) for phase, until in zip(phases, ends, strict=False)]
-
-
-def measure_delivery(
-    graph: Graph, demands: Sequence[Demand], phases: Sequence[Sequence[Phase]], ends: Sequence[float]
-) -> dict[str, float]:
-    """Amount that each resource gave over the run, sorted by name: speeds integrated over the phases of all tasks."""
-    delivered: dict[str, float] = {}
-    for task, demand, history, end_s in zip(graph.tasks, demands, phases, ends, strict=True):
-        if not history:
-            continue
-        progress_s = sum(phase.speed * lasted for phase, lasted in lasting_phases(history, end_s))
-        share_done = progress_s / demand.alone_s
-        for name, amount in task.work.amounts.items():
-            delivered[name] = delivered.get(name, 0.0) + amount * share_done
-    return dict(sorted(delivered.items()))

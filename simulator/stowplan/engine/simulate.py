@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from math import inf
 
 from stowplan.engine.graph import Graph, successors
-from stowplan.engine.run import Phase, Run, measure_delivery
+from stowplan.engine.run import Phase, Run
 from stowplan.engine.sharing import Demand, Share, demand_of, fair_shares
 from stowplan.errors import SimulationError
 
@@ -84,7 +84,7 @@ class _Simulation:
                 self._admit(self._finish(ended))
         graph = self.graph
         phases = tuple(map(tuple, self.phases))
-        delivered = measure_delivery(graph, self.demands, phases, self.end)
+        delivered = self._delivered()
         return Run(
             graph=graph,
             makespan=self.now,
@@ -206,6 +206,17 @@ class _Simulation:
     def _hold(self, tier: str, held: float) -> None:
         self.held[tier] = held
         self.memory_curve[tier].append((self.now, held))
+
+    def _delivered(self) -> dict[str, float]:
+        """Amount that each resource gave, by the progress that was integrated for each task."""
+        delivered: dict[str, float] = {}
+        for index, task in enumerate(self.graph.tasks):
+            alone_s = self.demands[index].alone_s
+            if alone_s > 0.0:
+                done = (alone_s - self.left[index]) / alone_s
+                for name, amount in task.work.amounts.items():
+                    delivered[name] = delivered.get(name, 0.0) + amount * done
+        return dict(sorted(delivered.items()))
 
     def _lacking_tier(self, index: int) -> str | None:
         """The first tier without room for the task's allocation."""

@@ -288,7 +288,7 @@ def _unknown_gpu(found: NvmlGpu) -> Gpu:
     """
     if min(found.memory, found.bus_bits, found.memory_clock, found.cores, found.clock) <= 0:
         raise InputError(
-            f"--on auto finds the GPU '{found.name[:80]}', which no profile describes and the driver says too little of; "
+            f"--on auto finds the GPU '{found.name[:80]}', of which no profile and no driver says enough; "
             "name the machine's parts, or write a profile for the GPU into the folder that STOWPLAN_PROFILES names"
         )
     vector = 2 * found.cores * found.clock

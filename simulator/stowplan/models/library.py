@@ -15,7 +15,7 @@ from stowplan.models.facts import Facts, read_facts
 from stowplan.models.model import Model
 
 _QUANT = re.compile(
-    r"[-_.:/]((?:UD-)?(?:I?Q\d(?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|B?F16|F32|FP16|FP8(?:_BLOCK)?"
+    r"[-_.:/](?:i1-)?((?:UD-)?(?:I?Q\d(?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|B?F16|F32|FP16|FP8(?:_BLOCK)?"
     r"|AWQ(?:-INT4)?|GPTQ(?:-INT4)?|INT8|W8A8|NF4))\Z",
     re.IGNORECASE,
 )

@@ -109,7 +109,7 @@ def load_mix(name: str) -> Mix:
     stored = formats().get(wanted)
     if stored is not None and stored.ggml_id is not None:
         return GgufMix(wanted, wanted, MappingProxyType({}))
-    raise UnknownName("quantization", name, set(known) | {f.key for f in formats().values() if f.ggml_id})
+    raise UnknownName("quantization", name[:60], set(known) | {f.key for f in formats().values() if f.ggml_id})
 
 
 def normalised_mix_name(name: str) -> str:
@@ -122,8 +122,12 @@ def assign_formats(facts: Facts, mix: Mix, shapes: Sequence[Shape]) -> list[Form
     """Format of every tensor, in the order of `shapes`."""
     if isinstance(mix, CheckpointMix):
         packed, rest = load_format(mix.packed), load_format(mix.rest)
-        return [packed if s.role in mix.roles and s.columns > 1 and not _exempt(s.name) else rest for s in shapes]
+        return [fitting_format(packed, s.columns) if _is_packed(s, mix.roles) else rest for s in shapes]
     return _Quantizer(facts, mix, shapes).formats()
+
+
+def _is_packed(shape: Shape, roles: frozenset[Role]) -> bool:
+    return shape.role in roles and shape.columns > 1 and shape.name.endswith("weight") and not _exempt(shape.name)
 
 
 def _exempt(name: str) -> bool:

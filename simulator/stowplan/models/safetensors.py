@@ -27,19 +27,34 @@ _SIDE = re.compile(
 )
 
 
+_ATTENTION_STEMS = MappingProxyType(
+    {
+        "q_proj": "attn_q",
+        "k_proj": "attn_k",
+        "v_proj": "attn_v",
+        "o_proj": "attn_output",
+        "out_proj": "attn_output",
+        "dense": "attn_output",
+        "qkv_proj": "attn_qkv",
+        "query_key_value": "attn_qkv",
+        "q_a_proj": "attn_q_a",
+        "q_b_proj": "attn_q_b",
+        "kv_a_proj_with_mqa": "attn_kv_a_mqa",
+        "kv_b_proj": "attn_kv_b",
+        "q_a_layernorm": "attn_q_a_norm",
+        "kv_a_layernorm": "attn_kv_a_norm",
+        "q_norm": "attn_q_norm",
+        "k_norm": "attn_k_norm",
+        "sinks": "attn_sinks",
+    }
+)
+
+
 def _stems() -> Mapping[str, tuple[str, ...]]:
     """Tensors of this project by the names that checkpoints give them within a layer."""
     table: dict[str, tuple[str, ...]] = {}
-    pairs = (
-        "q_proj=attn_q k_proj=attn_k v_proj=attn_v o_proj=attn_output out_proj=attn_output dense=attn_output "
-        "qkv_proj=attn_qkv query_key_value=attn_qkv q_a_proj=attn_q_a q_b_proj=attn_q_b "
-        "kv_a_proj_with_mqa=attn_kv_a_mqa kv_b_proj=attn_kv_b q_a_layernorm=attn_q_a_norm kv_a_layernorm=attn_kv_a_norm q_norm=attn_q_norm "
-        "k_norm=attn_k_norm sinks=attn_sinks"
-    )
-    for pair in pairs.split():
-        name, _, stem = pair.partition("=")
-        for module in ("self_attn", "attention", "self_attention"):
-            table[f"{module}.{name}"] = (stem,)
+    for module in ("self_attn", "attention", "self_attention"):
+        table |= {f"{module}.{name}": (stem,) for name, stem in _ATTENTION_STEMS.items()}
     for module in ("mlp", "feed_forward"):
         table |= {f"{module}.{part}_proj": (f"ffn_{part}",) for part in ("gate", "up", "down")}
         table[f"{module}.gate_up_proj"] = ("ffn_up",)

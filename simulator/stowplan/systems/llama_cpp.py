@@ -54,7 +54,6 @@ class LlamaCppRun(SerialRun):
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
         self._cpu = CpuKernels.build(figures, "llama.cpp", machine.cpu.isa)
         self._copy_latency = figures.value("llama.cpp.gpu.copy_latency")
-        self._unified = bool(machine.gpus) and machine.gpus[0].unified
         self._expert_miss = self._dense_miss = 0.0
         self.rates = self._resource_rates()
 
@@ -84,7 +83,18 @@ class LlamaCppRun(SerialRun):
     @property
     def margin(self) -> float:
         """Bytes of every GPU's memory that a plan leaves free; unified memory has its own share."""
-        return 0.0 if self._unified else float(self.settings.margin)
+        return 0.0 if self.unified else float(self.settings.margin)
+
+    def spill_seconds_per_byte(self, decode: float, prefill: float) -> float | None:
+        """A spilled byte of experts is read back in proportion to the experts in use; of dense weights, always.
+
+        A lower bound: `overflow` charges dense weights all of their bytes once any of them spills.
+        """
+        if self.settings.load_mode != "mmap" or not self.setup.machine.disks:
+            return None
+        shares = [layer.experts.active / layer.experts.total for layer in self.setup.model.layers if layer.experts]
+        touched = min(shares) if shares else 1.0
+        return (decode * touched + prefill * touched) / self.rates["disk.faults"]
 
     def kv_bytes(self, layer: Layer) -> float:
         """Bytes of one layer's cache or state."""
@@ -127,7 +137,7 @@ class LlamaCppRun(SerialRun):
 
     def _executor(self, op: Operator, place: str, home: str, step: Step, layer: Layer) -> tuple[str, bool]:
         """Where an operator runs, and whether its weights are streamed there first."""
-        if place != RAM or op.kind is not Kind.MATMUL or not self._gpus or self._unified:
+        if place != RAM or op.kind is not Kind.MATMUL or not self._gpus or self.unified:
             return place, False
         routed = op.part in EXPERT_PARTS and layer.experts is not None
         experts = (layer.experts.total, layer.experts.active) if routed and layer.experts else None
@@ -145,7 +155,7 @@ class LlamaCppRun(SerialRun):
         """Copy of activations between two places; free of bytes in unified memory, never free of latency."""
         if source == target:
             return []
-        if self._unified:
+        if self.unified:
             return [ChainTask(name, Work({}, self._copy_latency), "copy", "copy")]
         if RAM in (source, target):
             gpu, way = (target, "h2d") if source == RAM else (source, "d2h")
@@ -224,7 +234,7 @@ class LlamaCppRun(SerialRun):
             capacity = machine.memory.capacity.value * share if gpu.unified else gpu.memory.value
             uses[name] = MemoryUse(used=sum(parts[name].values()), capacity=capacity, parts=parts[name])
         host = dict(parts[RAM])
-        if self._unified:
+        if self.unified:
             _add(host, "gpu", sum(parts["gpu0"].values()))
         capacity = machine.memory.capacity.value
         uses[RAM] = MemoryUse(used=sum(host.values()), capacity=capacity, parts=host)

@@ -184,6 +184,20 @@ class SerialRun(ABC):
         """Bytes of every GPU's memory that a plan leaves free."""
         return 0.0
 
+    def class_of(self, index: int) -> int:
+        """Position in `classes` of a layer's class."""
+        return self._class_of[index]
+
+    @property
+    def unified(self) -> bool:
+        """Whether the GPU's memory is the host's."""
+        gpus = self.setup.machine.gpus
+        return bool(gpus) and gpus[0].unified
+
+    def spill_seconds_per_byte(self, decode: float, prefill: float) -> float | None:  # noqa: ARG002
+        """Seconds that a byte beyond host memory costs at least, for weighted steps; None where nothing may spill."""
+        return None
+
     def layer_bytes(self, layer: Layer, places: LayerPlaces) -> dict[str, float]:
         """Weights and cache of a layer by place."""
         used = {places.kv: self.kv_bytes(layer)}

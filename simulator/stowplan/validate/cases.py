@@ -8,7 +8,6 @@ name ``{prompt}``, ``{generate}``, ``{depth}``, ``{batch}`` and the keys of a po
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -42,6 +41,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _POINT = ("id", "prompt", "generate", "batch", "depth", "measured", "values", "note", "kind")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _FIT_SHARE = 0.6
+_LARGEST = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +136,12 @@ def load_skipped() -> dict[str, str]:
     """
     path = _FOLDER / _SKIPPED
     reasons: dict[str, str] = {}
-    for entry in read_toml(path).get("skipped", ()):
-        ids, reason = entry.get("ids"), entry.get("reason")
-        if not isinstance(ids, list) or not isinstance(reason, str) or set(entry) != {"ids", "reason"}:
-            raise BadFile(f"{path}: every [[skipped]] table has exactly ids (a list) and reason (a text)")
+    for entry in read_toml(path).get("skipped", []):
+        if not isinstance(entry, dict) or set(entry) != {"ids", "reason"}:
+            raise BadFile(f"{path}: every [[skipped]] table has exactly ids and reason")
+        ids, reason = _texts(entry, "ids", str(path)), entry["reason"]
+        if not isinstance(reason, str) or not reason.strip():
+            raise BadFile(f"{path}: the reason for {', '.join(ids[:3])} must be a text")
         for each in ids:
             if each in reasons:
                 raise BadFile(f"{path}: '{each}' is skipped twice")
@@ -295,8 +297,8 @@ def _measured(raw: object, where: str) -> Measured:
                 raise BadFile(str(error)) from error
         elif name not in _SPEEDS:
             raise BadFile(f"{where}: measured.{name} is not one of {', '.join(_SPEEDS)}, gpu_memory")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise BadFile(f"{where}: measured.{name} must be a number above zero")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LARGEST:
+            raise BadFile(f"{where}: measured.{name} must be a number above zero and below {_LARGEST:g}")
         else:
             found[name] = float(value)
     if not any(name in found for name in _SPEEDS):

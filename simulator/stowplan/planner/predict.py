@@ -1,0 +1,160 @@
+"""From a plan to a prediction: times, memory, what limits it, and an interval made of the figures' uncertainties."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from stowplan.errors import NotExpressible
+from stowplan.figures import Figures, figures_for
+from stowplan.machines.machine import Machine
+from stowplan.models.model import Model
+from stowplan.plan import Interval, Plan, Prediction, Rest, Solver
+from stowplan.systems.base import Evaluation, Setup, System
+
+_Z80 = 1.2815515655446004  # 90th percentile of the normal distribution: an 80 % interval is +-1.28 deviations wide
+_NEGLIGIBLE = 1e-4
+
+
+def make_setup(machine: Machine, model: Model, system: System) -> Setup:
+    """Model and machine with the figures of the system's kernels."""
+    return Setup(machine, model, figures_for(machine, system.kernels))
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """How log times move when one figure gets worse by one standard deviation."""
+
+    name: str
+    sd: float
+    decode: float
+    prefill: float
+
+
+def predict(setup: Setup, plan: Plan, system: System, solver: Solver | None = None) -> Prediction:
+    """What a plan will do.
+
+    Raises:
+        DoesNotFit, NotExpressible: see `stowplan.systems.base.System.evaluate`.
+    """
+    evaluation = system.evaluate(setup, plan)
+    moves = list(_moves(setup, plan, system, evaluation))
+    spread = {
+        phase: math.sqrt(
+            sum(getattr(move, phase) ** 2 for move in moves) + _model_sd(setup.figures, system, phase) ** 2
+        )
+        for phase in ("decode", "prefill")
+    }
+    workload = plan.workload
+    decode_s, prefill_s = evaluation.decode_s, evaluation.prefill_s
+    prompt = workload.prompt * workload.batch
+    figures = {
+        "decode_tokens_per_s": (workload.batch / decode_s, spread["decode"]),
+        "prefill_tokens_per_s": (prompt / prefill_s if prefill_s else 0.0, spread["prefill"]),
+        "ttft_s": (prefill_s, spread["prefill"]),
+        "tpot_s": (decode_s, spread["decode"]),
+    }
+    warnings = list(evaluation.warnings)
+    command = None
+    try:
+        command = system.command(setup, plan)
+    except NotExpressible as error:
+        warnings.append(str(error))
+    return Prediction(
+        system=system.key,
+        machine=setup.machine.name,
+        model=setup.model.name,
+        quant=setup.model.quant,
+        workload=workload,
+        decode_tokens_per_s=workload.batch / decode_s,
+        per_request_tokens_per_s=1.0 / decode_s,
+        prefill_tokens_per_s=figures["prefill_tokens_per_s"][0],
+        request_tokens_per_s=_request_rate(evaluation, plan),
+        ttft_s=prefill_s,
+        tpot_s=decode_s,
+        interval={name: _interval(value, sd) for name, (value, sd) in figures.items()},
+        bottleneck=_largest(evaluation.decode_shares),
+        prefill_bottleneck=_largest(evaluation.prefill_shares) if prefill_s else "",
+        time_shares=_normalised(evaluation.decode_shares),
+        prefill_shares=_normalised(evaluation.prefill_shares),
+        memory_bytes=dict(evaluation.memory),
+        rests_on=_rests(setup.figures, moves),
+        solver=solver,
+        command=command,
+        warnings=warnings,
+    )
+
+
+def _moves(setup: Setup, plan: Plan, system: System, base: Evaluation) -> Iterator[_Move]:
+    for name in _relevant(setup.figures, system.kernels, base):
+        sd = setup.figures.sd(name)
+        worse = system.evaluate(Setup(setup.machine, setup.model, setup.figures.scaled(name, math.exp(-sd))), plan)
+        decode = abs(math.log(worse.decode_s / base.decode_s))
+        prefill = abs(math.log(worse.prefill_s / base.prefill_s)) if base.prefill_s else 0.0
+        if max(decode, prefill) > _NEGLIGIBLE:
+            yield _Move(name, sd, decode, prefill)
+
+
+def _relevant(figures: Figures, engine: str, base: Evaluation) -> Iterator[str]:
+    """Figures that can move the times: those of resources that limit some task."""
+    limiting = {name.split(".")[0] for name in (*base.decode_shares, *base.prefill_shares)}
+    limiting |= {*base.decode_shares, *base.prefill_shares}
+    computes = any(name.endswith(".compute") for name in limiting)
+    cores = "host.cores" in limiting
+    for name in figures:
+        if name.startswith(f"{engine}.cpu.") or name == "host.clock":
+            needed = cores or (name.endswith(("operator_gap", "thread_bandwidth")) and "host" in limiting)
+        elif name.startswith(f"{engine}.gpu."):
+            rate = "share" in name or "unit_clock" in name or name.endswith("tile")
+            needed = computes if rate else "overhead" in limiting
+        elif name.startswith(engine):
+            needed = ".model_sd." not in name
+        elif ".peak." in name or name.endswith("unit_clock"):
+            needed = computes and name.split(".")[0] in limiting
+        elif ".h2d." in name or ".d2h." in name:
+            needed = ".".join(name.split(".")[:2]) in limiting
+        else:
+            needed = name in limiting or name in {"host.dram"}
+        if needed:
+            yield name
+
+
+def _model_sd(figures: Figures, system: System, phase: str) -> float:
+    """What the model itself leaves unexplained: the spread of its residuals on measurements."""
+    return figures.get_value(f"{system.kernels}.model_sd.{phase}") or 0.0
+
+
+def _interval(value: float, sd: float) -> Interval:
+    return Interval(low=value * math.exp(-_Z80 * sd), high=value * math.exp(_Z80 * sd))
+
+
+def _largest(shares: Mapping[str, float]) -> str:
+    return max(sorted(shares), key=lambda name: shares[name], default="overhead")
+
+
+def _normalised(shares: Mapping[str, float]) -> dict[str, float]:
+    total = sum(shares.values())
+    return {name: shares[name] / total for name in sorted(shares, key=lambda n: (-shares[n], n))} if total else {}
+
+
+def _request_rate(evaluation: Evaluation, plan: Plan) -> float:
+    """Generated tokens of the batch per second of its whole request."""
+    workload = plan.workload
+    seconds = evaluation.prefill_s + workload.generate * evaluation.decode_s
+    return workload.batch * workload.generate / seconds if seconds else 0.0
+
+
+def _rests(figures: Figures, moves: list[_Move]) -> list[Rest]:
+    ordered = sorted(moves, key=lambda move: (-max(move.decode, move.prefill), move.name))
+    return [
+        Rest(
+            name=move.name,
+            value=figures.value(move.name),
+            kind=figures[move.name].kind.value,
+            source=figures[move.name].source,
+            sd=move.sd,
+            elasticity=move.decode / move.sd if move.sd else 0.0,
+        )
+        for move in ordered
+    ]

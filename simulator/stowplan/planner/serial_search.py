@@ -1,0 +1,217 @@
+"""Best placement of a layer-synchronous system for given settings: price columns, solve, evaluate the winner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from stowplan.errors import DoesNotFit
+from stowplan.models.model import Layer
+from stowplan.ops import Step
+from stowplan.plan import Workload
+from stowplan.planner.programme import Column, Placement, Solved, shadow_prices, solve, undominated
+from stowplan.systems.base import RAM, Evaluation
+from stowplan.systems.serial import LayerPlaces, Price, SerialRun
+
+Objective = Literal["request", "decode", "ttft", "throughput"]
+"""What is minimised: seconds of a request (prompt and generation), of a decode step, to the first token, or per token
+of the batch's whole request."""
+
+_PREFILL_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Seconds of the objective per second of the prompt and per second of one decode step."""
+
+    prefill: float
+    decode: float
+
+    @staticmethod
+    def of(objective: Objective, workload: Workload) -> Weights:
+        """Weights of an objective for a workload."""
+        if objective == "decode":
+            return Weights(0.0, 1.0)
+        if objective == "ttft":
+            return Weights(1.0, 0.0) if workload.prompt else Weights(0.0, 1.0)
+        request = Weights(1.0 if workload.prompt else 0.0, float(max(1, workload.generate)))
+        if objective == "throughput":
+            tokens = workload.batch * max(1, workload.generate)
+            return Weights(request.prefill / tokens, request.decode / tokens)
+        return request
+
+    def cost(self, evaluation: Evaluation) -> float:
+        """Objective of an evaluated placement."""
+        return self.prefill * evaluation.prefill_s + self.decode * evaluation.decode_s
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A placement with its evaluation, the objective, the programme's proof and what a byte of each tier is worth."""
+
+    layers: list[LayerPlaces]
+    output: str
+    evaluation: Evaluation
+    cost: float
+    solved: Solved
+    seconds_per_byte: Mapping[str, float]
+
+
+def sampled_prefill(steps: Sequence[Step]) -> list[tuple[Step, float]]:
+    """At most eight steps that stand for all, with multiplicities: neighbours are merged at their mean past.
+
+    The time of a step is convex in its past (a maximum of linear terms), so the sum over the samples is a lower bound.
+    """
+    counted = Counter(steps)
+    if len(counted) <= _PREFILL_SAMPLES:
+        return [(step, float(n)) for step, n in counted.items()]
+    samples: list[tuple[Step, float]] = []
+    full = [step for step in counted if step.new == steps[0].new and step.logits == 0]
+    samples += [(step, float(counted[step])) for step in counted if step not in full]
+    edges = [round(i * len(full) / (_PREFILL_SAMPLES - 1)) for i in range(_PREFILL_SAMPLES)]
+    for low, high in pairwise(edges):
+        group = full[low:high]
+        if group:
+            past = sum(step.groups[0][0] for step in group) / len(group)
+            middle = Step(group[0].new, ((int(past), 1),), 0)
+            samples.append((middle, float(sum(counted[step] for step in group))))
+    return samples
+
+
+class SerialSearch:
+    """Columns, room and programme of one run (one group of settings)."""
+
+    def __init__(self, run: SerialRun, weights: Weights) -> None:
+        self.run, self.weights = run, weights
+        self._prefill = sampled_prefill(run.prefill_steps) if weights.prefill else []
+        self._gpus = [f"gpu{i}" for i in run.setup.gpus]
+
+    def best(self, *, solver: str = "highs", write_lp: str | None = None, prices: bool = False) -> Found | None:
+        """The best placement under the run's settings, or None when none fits."""
+        columns = self.columns()
+        found: list[Found] = []
+        for output in self.outputs():
+            data = self.programme(columns, output)
+            if data is None:
+                continue
+            solved = solve(data, solver=solver, write_lp=write_lp)
+            if solved is None:
+                continue
+            placed = self.evaluated(solved, output)
+            if placed is not None:
+                worth = shadow_prices(data) if prices else {}
+                found.append(Found(solved.layers, output, placed, self.weights.cost(placed), solved, worth))
+        return min(found, key=lambda each: each.cost, default=None)
+
+    def evaluated(self, solved: Solved, output: str) -> Evaluation | None:
+        """Exact times of a solution; None when a tier overflows after all."""
+        try:
+            evaluation = self.run.evaluate(solved.layers, RAM, output)
+        except DoesNotFit:
+            return None
+        overfull = any(use.used > use.capacity for tier, use in evaluation.memory.items() if tier != RAM)
+        return None if overfull else evaluation
+
+    def programme(self, columns: list[list[Column]], output: str) -> Placement | None:
+        """Data of the programme for one place of the output matrix; None when buffers alone do not fit."""
+        room = self.room(output)
+        spill = self.run.spill_seconds_per_byte(self.weights.decode, self.weights.prefill * len(self.run.prefill_steps))
+        if any(left < 0 for tier, left in room.items() if tier != RAM or spill is None):
+            return None
+        return Placement(
+            classes=[members.indices for members in self.run.classes],
+            columns=columns,
+            homes=[RAM, *self._gpus],
+            room=room,
+            constant=self.edge_floor(output),
+            spill_cost=spill,
+        )
+
+    def columns(self) -> list[list[Column]]:
+        """Undominated patterns of every class."""
+        return [
+            undominated(
+                [
+                    Column(places, self.layer_cost(members.layer.index, places), self.tier_bytes(members.layer, places))
+                    for places in self.run.patterns(members)
+                ]
+            )
+            for members in self.run.classes
+        ]
+
+    def layer_cost(self, index: int, places: LayerPlaces) -> float:
+        """Objective of one layer."""
+        total = self.weights.prefill * sum(n * self.run.price(index, places, step).seconds for step, n in self._prefill)
+        if self.weights.decode:
+            total += self.weights.decode * self.run.price(index, places, self.run.decode_step).seconds
+        return total
+
+    def tier_bytes(self, layer: Layer, places: LayerPlaces) -> dict[str, float]:
+        """Bytes of a layer on every tier; on unified memory, the GPU's bytes are the host's too."""
+        used = self.run.layer_bytes(layer, places)
+        if self.run.unified:
+            used[RAM] = sum(used.values())
+        return used
+
+    def edge_floor(self, output: str) -> float:
+        """Objective that no placement avoids outside the layers: the cheapest arrangement of homes."""
+        candidates = [self._everywhere(RAM, spilled=True)] if output == RAM else []
+        candidates += [self._everywhere(gpu, spilled=False) for gpu in self._gpus[:1]]
+        return min(self.edge_cost(layers, output if output == RAM else layers[-1].mixer) for layers in candidates)
+
+    def edge_cost(self, layers: Sequence[LayerPlaces], output: str) -> float:
+        """Objective of everything outside the layers."""
+        run = self.run
+
+        def price(step: Step) -> float:
+            return Price.of(run.edges(layers, output, step), run.rates).seconds
+
+        total = self.weights.prefill * sum(n * price(step) for step, n in self._prefill)
+        return total + (self.weights.decode * price(run.decode_step) if self.weights.decode else 0.0)
+
+    def outputs(self) -> list[str]:
+        """Places that the output matrix may take: with the last layer, or host memory."""
+        return [self._gpus[-1], RAM] if self._gpus else [RAM]
+
+    def room(self, output: str) -> dict[str, float]:
+        """Bytes that layers may fill on each tier: capacity less margin, buffers, runtime and what is outside layers.
+
+        Buffers depend on the placement, so each tier takes the largest over placements that make every buffer appear.
+        """
+        run = self.run
+        room: dict[str, float] = {}
+        for layers in self._references():
+            held: dict[str, float] = {}
+            for layer, places in zip(run.setup.model.layers, layers, strict=True):
+                for tier, size in self.tier_bytes(layer, places).items():
+                    held[tier] = held.get(tier, 0.0) + size
+            for tier, use in run.memory(layers, RAM, output).items():
+                margin = run.margin if tier != RAM else 0.0
+                left = use.capacity - margin - (use.used - held.get(tier, 0.0))
+                room[tier] = min(room.get(tier, left), left)
+        return room
+
+    def _references(self) -> list[list[LayerPlaces]]:
+        if not self._gpus:
+            return [self._everywhere(RAM, spilled=True)]
+        count = len(self.run.setup.model.layers)
+        share = -(-count // len(self._gpus))
+        homes = [self._gpus[index // share] for index in range(count)]
+        return [self._reference(homes, spilled=spilled) for spilled in (False, True)]
+
+    def _everywhere(self, home: str, *, spilled: bool) -> list[LayerPlaces]:
+        return self._reference([home] * len(self.run.setup.model.layers), spilled=spilled)
+
+    def _reference(self, homes: Sequence[str], *, spilled: bool) -> list[LayerPlaces]:
+        """Every layer by the pattern of its home that keeps most, or least, in host memory."""
+        chosen: dict[int, LayerPlaces] = {}
+        for members in self.run.classes:
+            patterns = self.run.patterns(members)
+            sizes = [self.run.layer_bytes(members.layer, places).get(RAM, 0.0) for places in patterns]
+            for index in members.indices:
+                mine = [(size, k) for k, size in enumerate(sizes) if patterns[k].mixer == homes[index]]
+                chosen[index] = patterns[(max(mine) if spilled else min(mine))[1]]
+        return [chosen[index] for index in range(len(homes))]
