@@ -66,6 +66,7 @@ def _stems() -> Mapping[str, tuple[str, ...]]:
         table[f"{module}.shared_expert_gate"] = ("ffn_gate_inp_shexp",)
     table |= {"fc1": ("ffn_up",), "fc2": ("ffn_down",), "mlp.dense_h_to_4h": ("ffn_up",)}
     table |= {"mlp.dense_4h_to_h": ("ffn_down",), "input_layernorm": ("attn_norm",)}
+    table |= {"pre_feedforward_layernorm": ("ffn_norm",), "post_feedforward_layernorm": ("post_ffw_norm",)}
     table["block_sparse_moe.gate"] = ("ffn_gate_inp",)
     return MappingProxyType(table)
 
@@ -77,6 +78,8 @@ _OUTSIDE = MappingProxyType(
         "word_embeddings": "token_embd.weight",
         "embed_positions": "position_embd.weight",
         "lm_head": "output.weight",
+        "norm": "output_norm.weight",
+        "final_layer_norm": "output_norm.weight",
     }
 )
 _EXPERT = re.compile(r"(?:mlp|block_sparse_moe|feed_forward)\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\Z")
@@ -123,10 +126,11 @@ def read_checkpoint(path: Path, quant: str | None = None) -> Model:
     facts = read_config(folder)
     if facts.latent:
         facts = replace(facts, latent=replace(facts.latent, joined=True))
+    second_norm = facts.norms[1] if len(facts.norms) > 1 else facts.norms[0]
     found: dict[str, _Stored] = defaultdict(_Stored)
     for shard in _shards(path, folder):
         for name, kind, size in read_header(shard):
-            homes = _homes(name)
+            homes = _homes(name, second_norm)
             for home in homes:
                 found[home].add(size // len(homes), kind)
     return _with_sizes(build_model(facts), facts, found, str(folder))
@@ -201,7 +205,7 @@ def _shards(path: Path, folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _homes(name: str) -> tuple[str, ...]:
+def _homes(name: str, second_norm: str) -> tuple[str, ...]:
     """Names of this project's tensors that a checkpoint's tensor belongs to; its own name where it is unknown."""
     matched = _LAYER.search(name)
     base, side = (matched[2], "weight") if matched else (name, "weight")
@@ -210,7 +214,9 @@ def _homes(name: str) -> tuple[str, ...]:
     elif piece := _SIDE.search(base):
         base = base[: piece.start()]
     if matched is None:
-        return (_OUTSIDE.get(base.rsplit(".", 1)[-1], name),)
+        return (name if "vis" in base else _OUTSIDE.get(base.rsplit(".", 1)[-1], name),)
+    if base == "post_attention_layernorm":
+        return (f"blk.{int(matched[1])}.{second_norm}.{side}",)
     expert = _EXPERT.search(base)
     stems = (_EXPERT_STEMS[expert[1]],) if expert else _STEMS.get(base, ())
     return tuple(f"blk.{int(matched[1])}.{stem}.{side}" for stem in stems) or (f"{matched[1]}|{name}",)

@@ -72,8 +72,6 @@ class FlexgenMemory:
             _add(parts[RAM], "buffers", workspaces * largest * _WORKSPACE / HALF)
         else:
             _add(parts[GPU], "buffers", 2 * away * largest * ratio)
-        if self.settings.compress_cache:
-            _add(parts[GPU], "buffers", largest)
         return parts
 
     def hidden(self, tier: str) -> Parts:
@@ -94,9 +92,12 @@ class FlexgenMemory:
             if isinstance(layer.mixer, Attention | LatentAttention):
                 pairs = tokens * (self.workload.depth + self.workload.prompt)
                 widest = max(widest, _SCORE_COPIES * HALF * layer.mixer.heads * pairs)
+        working = widest + 4 * HALF * tokens * self.model.hidden
+        if self.settings.compress_cache:  # unpacked in decode, when the prompt's workspace is free again
+            working = max(working, self._cache_of_batch()[1])
         value = self.run.setup.figures.value
         return {
-            GPU: {"buffers": widest + 4 * HALF * tokens * self.model.hidden, "runtime": value("flexgen.gpu.runtime")},
+            GPU: {"buffers": working, "runtime": value("flexgen.gpu.runtime")},
             RAM: {
                 "buffers": value("flexgen.host.disk_buffers"),
                 "system": self.run.setup.machine.reserved.value,
