@@ -88,6 +88,8 @@ def machine_figures(machine: Machine) -> dict[str, Number]:
 def engine_constants(engine: str) -> Mapping[str, Number]:
     """Constants of an engine's kernels from ``hwprofiles/kernels/{engine}.toml``, dotted names, SI values.
 
+    A file that names a ``base`` holds only what differs from that engine.
+
     Raises:
         BadFile: an entry without value, unit or source.
     """
@@ -112,11 +114,17 @@ def engine_constants(engine: str) -> Mapping[str, Number]:
                 amount, SourceKind(entry["source"]), str(entry["where"]), None if sd is None else float(sd)
             )
 
-    walk("", {key: table for key, table in read_toml(path).items() if isinstance(table, dict)})
+    data = read_toml(path)
+    if "base" in data:
+        numbers |= engine_constants(str(data["base"]))
+    walk("", {key: table for key, table in data.items() if isinstance(table, dict)})
     return numbers
 
 
-def figures_for(machine: Machine, engine: str) -> Figures:
-    """Everything that a prediction on `machine` with `engine` may rest on."""
-    constants = {f"{engine}.{name}": number for name, number in engine_constants(engine).items()}
+def figures_for(machine: Machine, engine: str, variant: str | None = None) -> Figures:
+    """Everything that a prediction on `machine` with `engine` may rest on.
+
+    A `variant` of the engine (a fork with kernels of its own) replaces the engine's constants under the same names.
+    """
+    constants = {f"{engine}.{name}": number for name, number in engine_constants(variant or engine).items()}
     return Figures(machine_figures(machine) | constants)

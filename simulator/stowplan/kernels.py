@@ -110,27 +110,30 @@ class CpuKernels:
     """An engine's kernels on the host's cores.
 
     Attributes:
-        operator_gap: seconds of barrier and dispatch per operator.
+        operator_gap: seconds of barrier and dispatch per operator, more with more threads.
         gemv: weights per core-second by kernel family, one row of activations.
+        stream: bytes of weights per core-second that one core keeps in flight.
         gemm: FLOPs per core-second by kernel family, many rows.
         attention: attention FLOPs per core-second.
     """
 
     operator_gap: float
     gemv: tuple[tuple[str, float], ...]
+    stream: float
     gemm: tuple[tuple[str, float], ...]
     attention: float
 
     @staticmethod
-    def build(figures: Figures, engine: str, isa: tuple[str, ...]) -> CpuKernels:
+    def build(figures: Figures, engine: str, isa: tuple[str, ...], threads: int) -> CpuKernels:
         """Kernels of `engine` on cores with the instruction sets `isa`: the constants are per core and clock."""
         constant = f"{engine}.cpu."
         clock = figures.value("host.clock")
         width = figures.value(f"{constant}isa.{_widest(isa)}")
         families = ("float", "block", "k", "iq")
         return CpuKernels(
-            operator_gap=figures.value(constant + "operator_gap"),
+            operator_gap=figures.value(constant + "operator_gap") + threads * figures.value(constant + "thread_gap"),
             gemv=tuple((f, clock * width * figures.value(f"{constant}gemv.{f}")) for f in families),
+            stream=clock * figures.value(constant + "stream"),
             gemm=tuple((f, clock * width * figures.value(f"{constant}gemm.{f}")) for f in families),
             attention=clock * width * figures.value(constant + "attention"),
         )
@@ -140,9 +143,10 @@ class CpuKernels:
         moved = op.weight_bytes + op.kv_read + op.kv_write + op.activation_bytes
         if op.kind is Kind.MATMUL:
             label = family(op.format)
-            busy = max(op.weights / dict(self.gemv)[label], op.flops / dict(self.gemm)[label])
+            kernel = max(op.weights / dict(self.gemv)[label], op.flops / dict(self.gemm)[label])
+            busy = max(kernel, op.weight_bytes / self.stream)
         else:
-            busy = op.flops / self.attention
+            busy = max(op.flops / self.attention, op.kv_read / self.stream)
         return Work({"host.dram": moved, "host.cores": busy}, self.operator_gap)
 
 

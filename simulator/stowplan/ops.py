@@ -270,7 +270,7 @@ def ffn_operators(layer: Layer, tokens: int) -> tuple[Operator, ...]:
     share = (layer.experts.total, layer.experts.active) if layer.experts else None
     chosen: list[Operator] = []
     for tensor in layer.tensors:
-        if tensor.columns == 1 and tensor.count == 1:
+        if tensor.columns == 1:
             continue
         if tensor.role is Role.ROUTER:
             chosen.insert(0, _matmul(tensor, Part.MIXER, tokens, None))

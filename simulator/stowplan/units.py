@@ -23,9 +23,7 @@ def _table() -> dict[Dimension, dict[str, float]]:
     return {
         "bytes": sizes,
         "bytes/s": {f"{unit}/s": factor for unit, factor in sizes.items()},
-        "flop/s": {
-            f"{prefix}{stem}": factor for prefix, factor in _DECIMAL.items() for stem in ("FLOP/s", "OP/s")
-        },
+        "flop/s": {f"{prefix}{stem}": factor for prefix, factor in _DECIMAL.items() for stem in ("FLOP/s", "OP/s")},
         "seconds": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0},
         "hertz": {"Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9},
         "watts": {"W": 1.0, "kW": 1e3},
@@ -55,7 +53,9 @@ def parse_quantity(text: str | float, dimension: Dimension, *, where: str = "val
     example = next(unit for unit in reversed(units) if unit) if any(units) else ""
     matched = _QUANTITY.match(str(text))
     if matched is None or len(str(text)) > 64:
-        raise BadQuantity(f"{where}: '{str(text)[:64]}' is not a quantity; write a number and a unit, such as '1 {example}'")
+        raise BadQuantity(
+            f"{where}: '{str(text)[:64]}' is not a quantity; write a number and a unit, such as '1 {example}'"
+        )
     value, unit = float(matched[1].replace(",", "").replace("_", "")), matched[2] or ""
     if unit not in units:
         known = ", ".join(u for u in units if u) or "no unit"

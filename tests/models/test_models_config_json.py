@@ -235,6 +235,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+def refusal(path: Path) -> str:
+    """What is said about a file that is refused, nothing about one that is read."""
+    try:
+        load_model(str(path))
+    except StowplanError as error:
+        return str(error)
+    return ""
+
+
 def write(folder: Path, config: Any) -> str:
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
@@ -360,8 +369,6 @@ def test_mutated_configs_never_crash(tmp_path: Path) -> None:
         if chance.random() < 0.3:
             content[chance.randrange(len(content))] = chance.randrange(256)
         file.write_bytes(content)
-        try:
-            load_model(str(file))
-        except StowplanError as error:
-            assert "\n" not in str(error)
-            assert len(str(error)) < 600
+        sentence = refusal(file)
+        assert "\n" not in sentence
+        assert len(sentence) < 600

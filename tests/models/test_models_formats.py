@@ -17,9 +17,23 @@ def test_sizes_agree_with_the_gguf_package() -> None:
 
 @pytest.mark.parametrize(
     ("key", "bits"),
-    [("q4_k", 4.5), ("q6_k", 6.5625), ("iq1_s", 1.5625), ("mxfp4", 4.25), ("nvfp4", 4.5), ("iq4_ks", 4.25), ("iq2_kt", 2.125),
-     ("iq6_k", 6.625), ("iq3_k", 3.4375), ("iq2_k", 2.375), ("iq1_s_r4", 1.5), ("awq", 4.15625), ("fp8", 8), ("3.42bpw", 3.42)],
-)  # fmt: skip
+    [
+        ("q4_k", 4.5),
+        ("q6_k", 6.5625),
+        ("iq1_s", 1.5625),
+        ("mxfp4", 4.25),
+        ("nvfp4", 4.5),
+        ("iq4_ks", 4.25),
+        ("iq2_kt", 2.125),
+        ("iq6_k", 6.625),
+        ("iq3_k", 3.4375),
+        ("iq2_k", 2.375),
+        ("iq1_s_r4", 1.5),
+        ("awq", 4.15625),
+        ("fp8", 8),
+        ("3.42bpw", 3.42),
+    ],
+)
 def test_bits_per_weight(key: str, bits: float) -> None:
     assert load_format(key).bits_per_weight == pytest.approx(bits)
 

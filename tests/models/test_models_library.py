@@ -11,10 +11,11 @@ from stowplan.models import Role, identify_file_name, list_models, load_facts, l
 from stowplan.models.names import layer_and_role
 
 REQUIRED = (
-    "llama-3.1-8b llama-3.3-70b qwen3-235b-a22b deepseek-v3 opt-13b opt-30b opt-175b mixtral-8x7b llama-2-7b llama-2-13b "
-    "llama-2-70b llama-3-8b llama-3.1-70b llama-3.1-405b llama-3.2-1b llama-3.2-3b deepseek-r1 deepseek-v2 kimi-k2 "
-    "deepseek-v2-lite gpt-oss-20b gpt-oss-120b glm-4.5 glm-4.5-air minimax-m2 phi-4 bloom-176b command-r dbrx "
-    "command-r-plus qwen3-next-80b-a3b opt-1.3b opt-6.7b opt-66b jamba-v0.1 llama-4-scout llama-4-maverick"
+    "llama-3.1-8b llama-3.3-70b qwen3-235b-a22b deepseek-v3 opt-13b opt-30b opt-175b mixtral-8x7b "
+    "llama-2-7b llama-2-13b llama-2-70b llama-3-8b llama-3.1-70b llama-3.1-405b llama-3.2-1b llama-3.2-3b "
+    "deepseek-r1 deepseek-v2 kimi-k2 deepseek-v2-lite gpt-oss-20b gpt-oss-120b glm-4.5 glm-4.5-air "
+    "minimax-m2 phi-4 bloom-176b command-r dbrx command-r-plus qwen3-next-80b-a3b opt-1.3b opt-6.7b "
+    "opt-66b jamba-v0.1 llama-4-scout llama-4-maverick "
 )
 
 
@@ -90,7 +91,8 @@ def test_no_alias_stands_for_two_models() -> None:
         ("meta-llama/Meta-Llama-3.1-8B-Instruct", ("llama-3.1-8b", None)),
         ("META_LLAMA-3.1-8B", ("llama-3.1-8b", None)),
         ("Mistral-7B-Instruct-v0.1.Q5_K_S.gguf", ("mistral-7b-v0.1", "q5_k_s")),
-        ("gpt-oss-120b-mxfp4.gguf", ("gpt-oss-120b", "mxfp4")),
+        ("gpt-oss-120b-mxfp4.gguf", ("gpt-oss-120b", "mxfp4_moe")),
+        ("openai/gpt-oss-120b:mxfp4", ("gpt-oss-120b", "mxfp4")),
         ("gemma-3-27b-it-qat-Q4_0.gguf", ("gemma-3-27b", "q4_0")),
         ("facebook/opt-30b", ("opt-30b", None)),
         ("deepseek-v3-0324", ("deepseek-v3", None)),
@@ -108,6 +110,11 @@ def test_an_unknown_name_gets_one_sentence(name: str) -> None:
         load_model(name)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_a_missing_file_is_said_to_be_missing() -> None:
+    with pytest.raises(BadFile, match="there is no such file"):
+        load_model("/nowhere/mystery.gguf")
 
 
 def test_near_misses_are_named() -> None:

@@ -50,6 +50,15 @@ def moe_tensors() -> dict[str, tuple[str, list[int]]]:
     return found
 
 
+def refusal(path: Path) -> str:
+    """What is said about a file that is refused, nothing about one that is read."""
+    try:
+        load_model(str(path))
+    except StowplanError as error:
+        return str(error)
+    return ""
+
+
 def size_of(kind: str, shape: list[int]) -> int:
     size = WIDTH[kind]
     for length in shape:
@@ -166,7 +175,4 @@ def test_mutated_files_never_crash(tmp_path: Path) -> None:
         if chance.random() < 0.2:
             del content[chance.randrange(len(content)) :]
         path.write_bytes(content)
-        try:
-            load_model(str(path))
-        except StowplanError as error:
-            assert "\n" not in str(error)
+        assert "\n" not in refusal(path)

@@ -52,7 +52,8 @@ GIB = [
     ("phi-4", "q4_k_m", 8.43, BENCH_TABLES),
     ("gpt-oss-20b", "mxfp4_moe", 11.27, BENCH_TABLES),
     ("gpt-oss-120b", "mxfp4_moe", 59.02, BENCH_TABLES),
-    ("gpt-oss-120b", "mxfp4", 60.9, "llama.cpp F16 file with MXFP4 experts, as measured by a user"),
+    ("gpt-oss-20b", "f16", 12.83, BENCH_TABLES),
+    ("gpt-oss-120b", "f16", 60.9, "ai-maestro.online, F16 file with MXFP4 experts"),
     ("deepseek-r1", "q4_k_m", 376.65, BENCH_TABLES),
     ("deepseek-v3", "q8_0", 664.29, BENCH_TABLES),
     ("kimi-k2", "q4_k_m", 579.28, BENCH_TABLES),
@@ -72,9 +73,7 @@ def test_sizes_of_published_files(key: str, mix: str, gib: float, source: str) -
     assert load_model(key, mix).weight_bytes / 2**30 == pytest.approx(gib, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "key", ["qwen3-235b-a22b", "llama-3.1-8b", "deepseek-v3", "jamba-v0.1", "gpt-oss-20b", "falcon-7b"]
-)
+@pytest.mark.parametrize("key", ["qwen3-235b-a22b", "llama-3.1-8b", "deepseek-v3", "jamba-v0.1", "falcon-7b"])
 def test_every_mix_can_be_made_and_stays_in_order(key: str) -> None:
     sizes = {name: load_model(key, name).weight_bytes for name in mixes()}
     assert sizes["f32"] > sizes["f16"] > sizes["q8_0"] > sizes["q6_k"] > sizes["q5_k_m"] > sizes["q4_k_m"]
@@ -89,7 +88,8 @@ def test_norms_and_routers_are_never_packed() -> None:
 
 def test_rows_that_fit_no_block_fall_back() -> None:
     formats = {t.role: t.format for t in load_model("gpt-oss-20b", "q4_k_m").layers[5].tensors if t.columns > 1}
-    assert formats[Role.EXPERT_UP] == "q5_0"  # 2880 = 11.25 blocks of 256
+    assert formats[Role.ATTN_Q] == "q5_0"  # 2880 = 11.25 blocks of 256
+    assert formats[Role.EXPERT_UP] == "mxfp4"  # published so, and copied
     assert load_model("falcon-7b", "q2_k").layers[9].tensors[-1].format == "q3_k"  # 18176 = 71 blocks
 
 
@@ -97,6 +97,7 @@ def test_rows_that_fit_no_block_fall_back() -> None:
 def test_a_mix_scaled_to_a_size_has_exactly_that_size(spec: str) -> None:
     model = load_model("qwen3-235b-a22b", spec)
     number = float("".join(c for c in spec.rpartition("@")[2] if c.isdecimal()))
+    assert model.weight_bytes == load_model("qwen3-235b-a22b", model.quant).weight_bytes
     assert model.weight_bytes == number * (2**30 if "GiB" in spec else 10**9)
     scaled = {t.format for t in model.tensors if t.role in EXPERT_ROLES}
     assert len(scaled) == 1

@@ -257,6 +257,15 @@ def check_facts(facts: Facts, where: str) -> None:
         raise BadFile(
             f"{where}: {facts.experts.active} active experts are more than the {facts.experts.total} there are"
         )
+    linear = facts.recurrence
+    if linear:
+        needed = (
+            (linear.inner, linear.state, linear.rank, linear.conv)
+            if linear.kind == "mamba"
+            else (linear.key_heads, linear.value_heads, linear.key_dim, linear.value_dim)
+        )
+        if not all(needed):
+            raise BadFile(f"{where}: a {linear.kind} mixer needs the sizes of its heads and state")
     if not facts.ffn and not all(facts.has_experts(index) for index in range(facts.layers)):
         raise BadFile(f"{where}: some layers have no experts, so the width of the dense block is needed ([ffn] width)")
 

@@ -67,7 +67,12 @@ def load_model(ref: str, quant: str | None = None) -> Model:
     path = _existing_path(ref)
     if path is not None:
         return _load_path(path, quant)
-    key, named = identify_file_name(ref)
+    try:
+        key, named = identify_file_name(ref)
+    except UnknownName:
+        if "/" in ref and ref.lower().endswith(_FILE_ENDS):
+            raise BadFile(f"{ref[:200]}: there is no such file, and its name stands for no known model") from None
+        raise
     return build_model(read_facts(_folder() / f"{key}.toml"), quant or named)
 
 
@@ -105,6 +110,8 @@ def identify_file_name(name: str) -> tuple[str, str | None]:
         quant, text = matched[1].lower().replace("-", "_"), text[: matched.start()]
     elif ":" in text:
         text, _, quant = text.rpartition(":")
+    if quant == "mxfp4" and name.strip().lower().endswith(".gguf"):
+        quant = "mxfp4_moe"  # what llama.cpp calls its files of that format
     stem = _normalised(text)
     key = _find(stem)
     if key is None:

@@ -159,6 +159,10 @@ class _Quantizer:
         # so they get more bits.
         self._is_70b = facts.layers == 80 and shared > 1 and facts.architecture in {"llama", "qwen2"}
         self._eight_experts = experts == 8
+        # Experts that were published in four bits are copied, not packed anew.
+        self._keeps_experts = facts.quant == "mxfp4"
+        self._counts_downs = mix.base.startswith(("iq1", "iq2"))
+        self._downs_seen = 0
 
     def formats(self) -> list[Format]:
         return [self._format_of(shape) for shape in self._shapes]
@@ -166,6 +170,8 @@ class _Quantizer:
     def _format_of(self, shape: Shape) -> Format:
         if shape.columns == 1 or not shape.name.endswith("weight") or _exempt(shape.name):
             return self._f32
+        if self._keeps_experts and shape.role in EXPERT_ROLES:
+            return load_format("mxfp4")
         if self._plain:
             return load_format(self._mix.base)
         kind = _kind(shape.name)
@@ -184,14 +190,17 @@ class _Quantizer:
         if kind in {"attn_v", "attn_qkv", "attn_kv_b"}:
             position, total = self._values_seen, self._value_tensors
             self._values_seen += 1
+        if kind == "ffn_down" and self._counts_downs:  # these mixes count tensors, shared experts' too, not layers
+            position = self._downs_seen
+            self._downs_seen += 1
         # Latent attention's joint matrix is judged as a value matrix.
         chosen = self._match(rules.get("attn_v" if kind == "attn_kv_b" else kind), position, total) or base
         if kind == "attn_v":
             if self._is_70b and chosen in {"q3_k", "q4_k"}:
                 chosen = "q5_k"
-            if self._eight_experts and not base.startswith(("iq1", "iq2")):
+            if self._eight_experts and not self._counts_downs:
                 chosen = "q8_0"
-        if kind == "attn_k" and self._eight_experts and not base.startswith(("iq1", "iq2")):
+        if kind == "attn_k" and self._eight_experts and not self._counts_downs:
             chosen = "q8_0"
         return chosen
 

@@ -55,9 +55,36 @@ def understand(
     """
     flags = read_flags(words)
     reference = _model_of(flags, model, quant)
-    loaded = load_model(*reference)
-    setup = make_setup(machine, loaded, load_system("llama.cpp"))
+    return _understand(flags, machine, load_model(*reference), reference, workload=workload, release=release)
+
+
+def understand_loaded(
+    words: Sequence[str],
+    machine: Machine,
+    model: Model,
+    reference: tuple[str, str | None],
+    *,
+    workload: Workload | None = None,
+    release: str | None = None,
+    ik: bool = False,
+) -> Understood:
+    """As `understand`, for a model that is loaded already; `ik` says that the engine is ik_llama.cpp."""
+    flags = read_flags(words)
+    flags.ik |= ik
+    return _understand(flags, machine, model, reference, workload=workload, release=release)
+
+
+def _understand(
+    flags: Flags,
+    machine: Machine,
+    loaded: Model,
+    reference: tuple[str, str | None],
+    *,
+    workload: Workload | None,
+    release: str | None,
+) -> Understood:
     settings = settings_from(flags, _RUNTIME_MARGIN)
+    setup = make_setup(machine, loaded, load_system("llama.cpp"), settings.engine)
     if release is not None:
         settings = settings.model_copy(update={"release": release})
     asked = workload_from(flags, workload or Workload())

@@ -17,9 +17,9 @@ _Z80 = 1.2815515655446004  # 90th percentile of the normal distribution: an 80 %
 _NEGLIGIBLE = 1e-4
 
 
-def make_setup(machine: Machine, model: Model, system: System) -> Setup:
-    """Model and machine with the figures of the system's kernels."""
-    return Setup(machine, model, figures_for(machine, system.kernels))
+def make_setup(machine: Machine, model: Model, system: System, variant: str | None = None) -> Setup:
+    """Model and machine with the figures of the system's kernels, or of a variant's (a fork with kernels of its own)."""
+    return Setup(machine, model, figures_for(machine, system.kernels, variant))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _relevant(figures: Figures, engine: str, base: Evaluation) -> Iterator[str]:
     cores = "host.cores" in limiting
     for name in figures:
         if name.startswith(f"{engine}.cpu.") or name == "host.clock":
-            needed = cores or (name.endswith(("operator_gap", "thread_bandwidth")) and "host" in limiting)
+            needed = cores or (name.endswith(("_gap", ".sockets")) and "host" in limiting)
         elif name.startswith(f"{engine}.gpu."):
             rate = "share" in name or "unit_clock" in name or name.endswith("tile")
             needed = computes if rate else "overhead" in limiting

@@ -171,7 +171,9 @@ class Flexgen:
         if setup.model.architecture != "opt":
             raise NotExpressible(f"FlexGen runs OPT models only, and {setup.model.name} is none")
         if workload.depth:
-            raise NotExpressible(f"FlexGen starts from an empty cache, but the workload has {workload.depth} tokens in it")
+            raise NotExpressible(
+                f"FlexGen starts from an empty cache, but the workload has {workload.depth} tokens in it"
+            )
         words = ["python", "-m", "flexgen.flex_opt", "--model", f"facebook/{setup.model.key}"]
         words += ["--percent", *map(str, settings.percent)]
         words += ["--gpu-batch-size", str(settings.gpu_batch_size)]

@@ -47,7 +47,7 @@ from stowplan.systems.flexgen_policy import (
 from stowplan.systems.serial import Price
 from stowplan.work import Work
 
-STORE = "host.store"
+STORE, CPU_ATTENTION = "host.store", "host.attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,8 @@ class FlexgenRun:
             "gpu0.h2d": figures.value("gpu0.h2d.pinned"),
             "gpu0.d2h": figures.value("gpu0.d2h.pageable"),
             "host.dram": figures.value("host.dram"),
-            STORE: figures.value("flexgen.store_rate"),
+            STORE: figures.value("flexgen.store_share") * figures.value("host.dram"),
+            CPU_ATTENTION: figures.value("flexgen.cpu_attention_rate"),
         }
         if setup.machine.disks:
             self.rates |= {name: figures.value(name) for name in ("disk.read", "disk.write")}
@@ -327,7 +328,8 @@ class FlexgenRun:
         )
         if attention is not None and on_cpu:
             traffic = self.setup.figures.value("flexgen.cpu_attention_traffic")
-            work = {"host.dram": traffic * attention.kv_read * on_cpu}
+            size = attention.kv_read * on_cpu
+            work = {"host.dram": traffic * size, CPU_ATTENTION: size}
             last = self._append(jobs, "attention", work, "host", "compute", last, chain=True)
         if after:
             rest = self._gpu_work(after)

@@ -54,9 +54,7 @@ class FlexgenMemory:
     def _cache_of_batch(self) -> tuple[float, float]:
         """Uncompressed bytes of one GPU batch's cache over all layers, and of the largest layer."""
         size = self.settings.gpu_batch_size
-        layers = [
-            size * CacheFormat().sequence_bytes(layer, self.workload.capacity) for layer in self.model.layers
-        ]
+        layers = [size * CacheFormat().sequence_bytes(layer, self.workload.capacity) for layer in self.model.layers]
         return sum(layers), max(layers)
 
     def cache(self, shares: Mapping[str, float]) -> Parts:
@@ -113,7 +111,9 @@ class FlexgenMemory:
 
     def use(self, placement: Placement) -> dict[str, MemoryUse]:
         """Use of every tier that the machine has."""
-        whole = total([self.weights(placement.weights), self.cache(placement.cache), self.hidden(placement.hidden), self.fixed()])
+        whole = total(
+            [self.weights(placement.weights), self.cache(placement.cache), self.hidden(placement.hidden), self.fixed()]
+        )
         uses: dict[str, MemoryUse] = {}
         for tier, capacity in self.capacities().items():
             used = sum(whole[tier].values())

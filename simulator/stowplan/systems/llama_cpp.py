@@ -52,18 +52,17 @@ class LlamaCppRun(SerialRun):
         self.rules = LlamaCppMemory(setup.model, workload, settings)
         self.threads = min(settings.threads or machine.cores, machine.cores)
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
-        self._cpu = CpuKernels.build(figures, "llama.cpp", machine.cpu.isa)
+        self._cpu = CpuKernels.build(figures, "llama.cpp", machine.cpu.isa, self.threads)
         self._copy_latency = figures.value("llama.cpp.gpu.copy_latency")
         self._expert_miss = self._dense_miss = 0.0
         self.rates = self._resource_rates()
 
     def _resource_rates(self) -> dict[str, float]:
         value, machine = self.setup.figures.value, self.setup.machine
-        one_thread = value("llama.cpp.cpu.thread_bandwidth")
-        rates = {
-            "host.dram": min(value("host.dram"), self.threads * one_thread),
-            "host.cores": float(self.threads),
-        }
+        dram = value("host.dram")
+        if machine.sockets > 1:  # threads of both sockets read memory of both: links bind before channels do
+            dram *= value("llama.cpp.cpu.sockets") / machine.sockets
+        rates = {"host.dram": dram, "host.cores": float(self.threads)}
         memory = "pinned" if self.settings.load_mode == "none" else "pageable"
         for i, gpu in enumerate(machine.gpus):
             rates |= {f"gpu{i}.compute": 1.0, f"gpu{i}.hbm": value(f"gpu{i}.hbm")}

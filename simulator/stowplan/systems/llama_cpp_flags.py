@@ -124,7 +124,7 @@ def _consume(flags: Flags, word: str, value: str | None) -> int:
     """Apply one flag; the number of words it took."""
     if word in _IGNORED_SWITCHES:
         flags.ik |= word in {"-fmoe", "-ger", "-ooae", "-no-ooae", "-muge"}
-        return 1
+        return 2 if flags.bench and value in {"0", "1"} else 1
     if word in _SWITCHES and not (flags.bench and value is not None and value.split(",")[0] in {"0", "1"}):
         _SWITCHES[word](flags)
         return 1
@@ -203,8 +203,9 @@ def _mmap_bench(flags: Flags, text: str) -> None:
 
 def _rtr(flags: Flags, text: str) -> None:
     flags.ik = True
-    if text == "1":
+    if text == "1":  # repacked rows have no GPU kernels, so nothing is streamed
         flags.load_mode = "none"
+        flags.op_offload = False
 
 
 def _overrides(flags: Flags, text: str) -> None:

@@ -1,0 +1,74 @@
+"""The commands and how they end: one sentence on stderr and exit code 2 for everything that is wrong with the input.
+
+Typer's help and tracebacks are rendered without rich: importing rich takes longer than everything else that ``--help``
+needs. Command bodies import what they run, so that asking for help reads no numbers, no models and no solver.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from stowplan.cli import listing, planning, predicting, schemas, showing
+from stowplan.errors import StowplanError
+
+_INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Turns deliberate errors and interruptions into exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except StowplanError as error:
+            typer.echo(f"stowplan: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="stowplan",
+    cls=_Commands,
+    help="Where every byte of a language model should live, in what batches it should run, and how fast it will be.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from stowplan import __version__
+
+        typer.echo(f"stowplan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Where every byte of a language model should live, in what batches it should run, and how fast it will be."""
+
+
+app.command("plan", help="The best plan for a model on a machine: what it does, what limits it, the command to run.")(
+    planning.plan
+)
+app.command("predict", help="What a plan file, or the command that you run already, will do, and why.")(
+    predicting.predict
+)
+app.command("export", help="The engine's own command of a plan file.")(planning.export)
+app.command("list", help="Names of machines, parts, models, formats, mixes and systems.")(listing.list_names)
+app.command("show", help="Facts of one machine, part, model, format or system, each with where it was read.")(
+    showing.show
+)
+app.command("schema", help="The JSON schema of what --json and -o write: plan, prediction or answer.")(schemas.schema)

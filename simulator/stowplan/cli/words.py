@@ -1,0 +1,148 @@
+"""Plain words for resources, parts and numbers, and the sentences that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from stowplan.units import format_bytes, format_rate
+
+if TYPE_CHECKING:
+    from stowplan.plan import Interval, MemoryUse, Prediction, Rest
+
+_GIB = 2.0**30
+_KINDS = ("measured", "fitted", "datasheet", "assumed")
+_DEVICE = {
+    "hbm": "memory",
+    "compute": "arithmetic",
+    "h2d": "link from host",
+    "d2h": "link to host",
+}
+_WHOLE = {
+    "host.dram": "host DRAM",
+    "host.cores": "CPU cores",
+    "disk.faults": "page faults from SSD",
+    "disk.read": "SSD reads",
+    "disk.write": "SSD writes",
+    "overhead": "launches and synchronisation",
+    "peer": "copies between GPUs",
+}
+
+
+def resource(name: str, gpus: int = 1) -> str:
+    """A resource in plain words: ``host.dram`` is 'host DRAM', ``gpu1.hbm`` 'GPU 1 memory'."""
+    if name in _WHOLE:
+        return _WHOLE[name]
+    device, _, what = name.partition(".")
+    return f"{place(device, gpus)} {_DEVICE[what]}" if what in _DEVICE else name
+
+
+def place(name: str, gpus: int = 1) -> str:
+    """A tier in plain words: GPU, GPU 1, RAM, SSD."""
+    if name.startswith("gpu") and name[3:].isdecimal():
+        return "GPU" if gpus <= 1 else f"GPU {name[3:]}"
+    return {"ram": "RAM", "disk": "SSD"}.get(name, name)
+
+
+def limit(prediction: Prediction, rates: Mapping[str, float], held_in_ram: str, gpus: int) -> str:
+    """What limits a decode step, in a sentence.
+
+    Args:
+        prediction: whose bottleneck is told.
+        rates: what each resource gives per second.
+        held_in_ram: what is read from host memory: weights, experts, the cache.
+        gpus: number of GPUs of the machine.
+    """
+    name = prediction.bottleneck
+    share = f"{100 * prediction.time_shares.get(name, 0.0):.0f} % of every step"
+    return f"{resource(name, gpus)}: {share} {_doing(name, rates, held_in_ram, gpus)}"
+
+
+def _doing(name: str, rates: Mapping[str, float], held_in_ram: str, gpus: int) -> str:
+    rate = format_rate(rates[name]) if name in rates else "its rate"
+    device, _, what = name.partition(".")
+    gpu = place(device, gpus)
+    by_name = {
+        "host.dram": f"reads {held_in_ram} from RAM at {rate}",
+        "host.cores": f"computes with {held_in_ram} from RAM on the CPU",
+        "disk.faults": f"waits for pages of the model file at {rate}",
+        "disk.read": f"reads from SSD at {rate}",
+        "disk.write": f"writes to SSD at {rate}",
+        "overhead": "launches kernels and waits for small copies",
+        "peer": f"copies between GPUs at {rate}",
+    }
+    by_device = {
+        "hbm": f"reads {gpu} memory at {rate}",
+        "compute": f"computes on the {gpu}",
+        "h2d": f"copies to the {gpu} at {rate}",
+        "d2h": f"copies from the {gpu} at {rate}",
+    }
+    return by_name.get(name) or by_device.get(what, f"is spent on {name}")
+
+
+def rate(value: float) -> str:
+    """Tokens per second with three digits."""
+    return format_rate(value, "").strip() if value < 1e6 and value >= 1e3 else _three(value)
+
+
+def _three(value: float) -> str:
+    if value >= 100:
+        return f"{value:.0f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def seconds(value: float) -> str:
+    """A wait in seconds, or milliseconds below a tenth."""
+    return f"{_three(value)} s" if value >= 0.1 else f"{_three(1e3 * value)} ms"
+
+
+def interval(found: Interval, *, first: bool = False) -> str:
+    """An 80 % interval in the unit of the value before it."""
+    return f"({'80 %: ' if first else ''}{_three(found.low)} - {_three(found.high)})"
+
+
+def tokens(count: int) -> str:
+    """A number of tokens: 512, 2k, 32k."""
+    return f"{count // 1024}k" if count >= 1024 and count % 1024 == 0 else f"{count}"
+
+
+def gib(value: float) -> str:
+    """GiB without the unit."""
+    return _three(value / _GIB)
+
+
+def memory(tiers: Mapping[str, MemoryUse], *, margin: bool = True) -> str:
+    """Use of every tier on one line; many alike GPUs share an entry, spilled pages are named as such."""
+    gpus = [use for tier, use in tiers.items() if tier.startswith("gpu")]
+    entries = []
+    if len(gpus) > 3:
+        most = max(gpus, key=lambda use: use.used / use.capacity)
+        entries.append(f"{len(gpus)} GPUs, the fullest {gib(most.used)} / {gib(most.capacity)} GiB")
+    else:
+        for tier, use in tiers.items():
+            if tier.startswith("gpu"):
+                left = f" (margin {gib(max(0.0, use.capacity - use.used))})" if margin else ""
+                entries.append(f"{place(tier, len(gpus))} {gib(use.used)} / {gib(use.capacity)} GiB{left}")
+    for tier, use in tiers.items():
+        if tier.startswith("gpu"):
+            continue
+        spilled = max(0.0, use.used - use.capacity)
+        entries.append(f"{place(tier)} {gib(use.used - spilled)} / {gib(use.capacity)} GiB")
+        if spilled:
+            entries.append(f"SSD {format_bytes(spilled)} read on demand")
+    return "   ".join(entries)
+
+
+def provenance(figures: Iterable[Rest]) -> str:
+    """How well the figures behind a prediction are known: '3 of 14 figures measured, 2 fitted, 9 assumed'."""
+    kinds = [figure.kind for figure in figures]
+    counts = {kind: kinds.count(kind) for kind in _KINDS}
+    others = "".join(f", {count} {kind}" for kind, count in counts.items() if kind != "measured" and count)
+    return f"{counts['measured']} of {len(kinds)} figures measured{others}"
+
+
+def times(ratio: float) -> str:
+    """A ratio as people say it: '2.0x', '18 %'."""
+    return f"{ratio:.1f}x" if ratio >= 1.5 else f"{100 * (ratio - 1):.0f} %"
