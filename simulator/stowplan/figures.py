@@ -58,7 +58,7 @@ class Figures(Mapping[str, Number]):
 def machine_figures(machine: Machine) -> dict[str, Number]:
     """Effective rates of a machine by name.
 
-    ``host.dram``, ``host.clock``, ``host.cores``; per GPU i ``gpu{i}.hbm``, ``gpu{i}.unit_clock`` (units times clock),
+    ``host.dram``, ``host.clock``, ``host.cores``; per GPU i ``gpu{i}.hbm``, ``gpu{i}.unit_clock`` (units times clock), ``gpu{i}.power``,
     ``gpu{i}.peak.{arithmetic}``, ``gpu{i}.{h2d,d2h}.{pinned,pageable}``; ``disk.read``, ``disk.write``,
     ``disk.faults``, ``disk.latency``; ``peer`` for copies between GPUs.
     """
@@ -68,6 +68,8 @@ def machine_figures(machine: Machine) -> dict[str, Number]:
         numbers[f"{name}.hbm"] = rates.gpu_read_bandwidth(gpu)
         if gpu.units is not None and gpu.clock is not None:
             numbers[f"{name}.unit_clock"] = replace(gpu.clock, value=gpu.units.value * gpu.clock.value)
+        if gpu.power is not None:
+            numbers[f"{name}.power"] = gpu.power
         for arithmetic, peak in gpu.peaks.items():
             numbers[f"{name}.peak.{arithmetic}"] = peak
         for pinned, label in ((True, "pinned"), (False, "pageable")):

@@ -40,7 +40,8 @@ class GpuKernels:
         kernels: kernels launched per operator kind, norms and element-wise neighbours included.
         gemm: FLOP/s of a large matrix product by kernel family.
         gemv: bytes/s of weights that the kernels keep in flight (memory may be slower).
-        tile: rows of activations that a product pays for at least.
+        tile: rows of activations that a product on the matrix units pays for at least.
+        vector: how much slower a product on the vector units is; few rows go there and pay for no tile.
         attention: FLOP/s of attention; attention_read: bytes/s of cache in flight.
     """
 
@@ -50,6 +51,7 @@ class GpuKernels:
     gemm: tuple[tuple[str, float], ...]
     gemv: float
     tile: float
+    vector: float
     attention: float
     attention_read: float
 
@@ -57,15 +59,19 @@ class GpuKernels:
     def build(figures: Figures, index: int, engine: str, vendor: str) -> GpuKernels:
         """Kernels of `engine` on GPU `index`.
 
-        A rate is ``min(share x peak, per_unit_clock x units x clock)``: the first term is the device's limit, the
-        second what the kernel keeps in flight per unit and clock; where units or clock are unknown, only the first applies.
+        A rate is ``min(share x peak, per_unit_clock x units x clock, power / energy)``: the device's limit, what the
+        kernel keeps in flight per unit and clock, and what the board's power lets it do; unknown terms do not bind.
         """
         name, constant = f"gpu{index}", f"{engine}.gpu."
         unit_clock = figures.get_value(f"{name}.unit_clock") if vendor == "nvidia" else None
 
-        def bounded(first: float, per_unit_clock: str) -> float:
-            limit = figures.get_value(constant + per_unit_clock)
-            return first if unit_clock is None or limit is None else min(first, limit * unit_clock)
+        power = figures.get_value(f"{name}.power")
+
+        def bounded(first: float, per_unit_clock: str, energy: str = "") -> float:
+            limit, joules = figures.get_value(constant + per_unit_clock), figures.get_value(constant + energy)
+            if unit_clock is not None and limit is not None:
+                first = min(first, limit * unit_clock)
+            return first if power is None or joules is None else min(first, power / joules)
 
         def peak(*wanted: str) -> float:
             for arithmetic in wanted:
@@ -77,8 +83,10 @@ class GpuKernels:
         share = figures.value(constant + "gemm_share")
         attention_share = figures.value(constant + "attention_share")
         gemm = {
-            "float": bounded(share * peak("fp16", "bf16"), "gemm_float_per_unit_clock"),
-            "quantised": bounded(share * peak("int8", "fp16"), "gemm_quantised_per_unit_clock"),
+            "float": bounded(share * peak("fp16", "bf16"), "gemm_float_per_unit_clock", "gemm_float_energy"),
+            "quantised": bounded(
+                share * peak("int8", "fp16"), "gemm_quantised_per_unit_clock", "gemm_quantised_energy"
+            ),
         }
         return GpuKernels(
             name=name,
@@ -87,16 +95,17 @@ class GpuKernels:
             gemm=(("float", gemm["float"]), *((label, gemm["quantised"]) for label in ("block", "k", "iq"))),
             gemv=bounded(figures.value(f"{name}.hbm"), "gemv_per_unit_clock"),
             tile=figures.value(constant + "gemm_tile"),
+            vector=figures.value(constant + "gemm_vector"),
             attention=bounded(attention_share * peak("fp16", "bf16"), "attention_per_unit_clock"),
             attention_read=bounded(figures.value(f"{name}.hbm"), "attention_bytes_per_unit_clock"),
         )
 
     def work(self, op: Operator) -> Work:
         """Work vector of an operator whose weights and cache are in this GPU's memory."""
-        moved = op.weight_bytes + op.kv_read + op.kv_write + op.activation_bytes
+        moved = op.weight_bytes + op.kv_read + op.kv_write + op.activation_bytes + op.scratch_bytes
         overhead = self.kernel_gap * dict(self.kernels)[op.kind]
         if op.kind is Kind.MATMUL:
-            padded = op.flops * (1.0 + self.tile / op.m) if op.m else 0.0
+            padded = op.flops * min(self.vector, 1.0 + self.tile / op.m) if op.m else 0.0
             busy = max(padded / dict(self.gemm)[family(op.format)], op.weight_bytes / self.gemv)
         elif op.kind is Kind.LOOKUP:
             busy = 0.0
@@ -140,7 +149,7 @@ class CpuKernels:
 
     def work(self, op: Operator) -> Work:
         """Work vector of an operator whose weights and cache are in host memory."""
-        moved = op.weight_bytes + op.kv_read + op.kv_write + op.activation_bytes
+        moved = op.weight_bytes + op.kv_read + op.kv_write + op.activation_bytes + op.scratch_bytes
         if op.kind is Kind.MATMUL:
             label = family(op.format)
             kernel = max(op.weights / dict(self.gemv)[label], op.flops / dict(self.gemm)[label])

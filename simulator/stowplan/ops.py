@@ -106,11 +106,13 @@ class Operator:
         weight_bytes: stored bytes of the weights it reads; routed experts by the expected number of distinct ones.
         kv_read, kv_write: bytes of KV cache or recurrent state.
         activation_bytes: 16-bit inputs and outputs.
+        scratch_bytes: intermediates that an unfused kernel writes and reads again.
         m, n, k: rows of activations per matrix, outputs and inputs of one matrix.
         matrices: (expected) distinct matrices used: 1, or distinct experts.
         format: storage format of the weights or of the cache.
         weights: elements of the weights it reads.
         group: query heads that share one key/value head; 1 outside attention.
+        scores: attention scores (query heads times query-key pairs); 0 outside attention.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Operator:
     kv_read: float = 0.0
     kv_write: float = 0.0
     activation_bytes: float = 0.0
+    scratch_bytes: float = 0.0
     m: float = 1.0
     n: int = 1
     k: int = 1
@@ -128,6 +131,7 @@ class Operator:
     format: str = "f16"
     weights: float = 0.0
     group: int = 1
+    scores: float = 0.0
 
     @property
     def intensity(self) -> float:
@@ -236,6 +240,7 @@ def _attention(mixer: Attention | LatentAttention, step: Step, cache: CacheForma
         matrices=float(step.sequences),
         format=kv_format,
         group=group,
+        scores=mixer.heads * pairs,
     )
 
 

@@ -60,15 +60,9 @@ def _root(
     """Where every byte of a language model should live, in what batches it should run, and how fast it will be."""
 
 
-app.command("plan", help="The best plan for a model on a machine: what it does, what limits it, the command to run.")(
-    planning.plan
-)
-app.command("predict", help="What a plan file, or the command that you run already, will do, and why.")(
-    predicting.predict
-)
+app.command("plan", help="The best plan, what limits it, and the command.")(planning.plan)
+app.command("predict", help="What a plan file or a command will do, and why.")(predicting.predict)
 app.command("export", help="The engine's own command of a plan file.")(planning.export)
-app.command("list", help="Names of machines, parts, models, formats, mixes and systems.")(listing.list_names)
-app.command("show", help="Facts of one machine, part, model, format or system, each with where it was read.")(
-    showing.show
-)
-app.command("schema", help="The JSON schema of what --json and -o write: plan, prediction or answer.")(schemas.schema)
+app.command("list", help="Names of machines, parts, models, mixes, systems.")(listing.list_names)
+app.command("show", help="Facts of one thing, each with where it was read.")(showing.show)
+app.command("schema", help="The JSON schema of plan, prediction or answer.")(schemas.schema)

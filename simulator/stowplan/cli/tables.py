@@ -27,9 +27,9 @@ class Line:
 
 
 def labelled(label: str, text: str, style: Style = "") -> list[Line]:
-    """A label of ten columns and text beside it, continued under itself."""
-    pieces = textwrap.wrap(text, WIDTH - 12, break_long_words=False, break_on_hyphens=False) or [""]
-    return [Line(f"{_INDENT}{label if number == 0 else '':<10}{piece}", style) for number, piece in enumerate(pieces)]
+    """A label of eleven columns and text beside it, continued under itself."""
+    pieces = textwrap.wrap(text, WIDTH - 13, break_long_words=False, break_on_hyphens=False) or [""]
+    return [Line(f"{_INDENT}{label if number == 0 else '':<11}{piece}", style) for number, piece in enumerate(pieces)]
 
 
 def paragraph(text: str, style: Style = "") -> list[Line]:

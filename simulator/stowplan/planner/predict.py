@@ -104,13 +104,13 @@ def _relevant(figures: Figures, engine: str, base: Evaluation) -> Iterator[str]:
     cores = "host.cores" in limiting
     for name in figures:
         if name.startswith(f"{engine}.cpu.") or name == "host.clock":
-            needed = cores or (name.endswith(("_gap", ".sockets")) and "host" in limiting)
+            needed = cores or (name.endswith(("_gap", ".sockets", ".dram_share")) and "host" in limiting)
         elif name.startswith(f"{engine}.gpu."):
-            rate = "share" in name or "unit_clock" in name or name.endswith("tile")
+            rate = any(word in name for word in ("share", "unit_clock", "gemm_"))
             needed = computes if rate else "overhead" in limiting
         elif name.startswith(engine):
             needed = ".model_sd." not in name
-        elif ".peak." in name or name.endswith("unit_clock"):
+        elif ".peak." in name or name.endswith(("unit_clock", ".power")):
             needed = computes and name.split(".")[0] in limiting
         elif ".h2d." in name or ".d2h." in name:
             needed = ".".join(name.split(".")[:2]) in limiting

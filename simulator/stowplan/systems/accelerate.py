@@ -82,11 +82,15 @@ class AccelerateRun(SerialRun):
         NotExpressible: no such GPU, or weights in a format that PyTorch does not compute with.
     """
 
-    def __init__(self, setup: Setup, workload: Workload, settings: AccelerateSettings, embedding: str = "gpu0") -> None:
+    def __init__(
+        self, setup: Setup, workload: Workload, settings: AccelerateSettings, embedding: str = "gpu0"
+    ) -> None:
         super().__init__(setup, workload)
         machine, figures, quant = setup.machine, setup.figures, setup.model.quant
         if quant not in DTYPES:
-            raise NotExpressible(f"Accelerate loads fp16, bf16 or fp32 weights, not {quant}; take --quant f16")
+            raise NotExpressible(
+                f"Accelerate loads fp16, bf16 or fp32 weights, not {quant}; take --quant f16"
+            )
         if settings.main >= len(machine.gpus):
             raise NotExpressible(
                 f"the map computes on GPU {settings.main}, but {machine.key} has {len(machine.gpus)}; Accelerate "
@@ -94,12 +98,19 @@ class AccelerateRun(SerialRun):
             )
         self.settings, self.embedding = settings, embedding
         self.main = f"gpu{settings.main}"
-        self._gpus = [GpuKernels.build(figures, i, "accelerate", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
+        self._gpus = [
+            GpuKernels.build(figures, i, "accelerate", gpu.vendor) for i, gpu in enumerate(machine.gpus)
+        ]
         if quant == "f32":
-            share = figures.value("accelerate.gpu.gemm_share") / 0.5  # fp32 products come nearer to their lower peak
+            share = (
+                figures.value("accelerate.gpu.gemm_share") / 0.5
+            )  # fp32 products come nearer to their lower peak
             self._gpus = [
                 replace(
-                    gpu, gemm=tuple((f, min(1.0, share) * figures.value(f"{gpu.name}.peak.fp32")) for f, _ in gpu.gemm)
+                    gpu,
+                    gemm=tuple(
+                        (f, min(1.0, share) * figures.value(f"{gpu.name}.peak.fp32")) for f, _ in gpu.gemm
+                    ),
                 )
                 for gpu in self._gpus
             ]
@@ -138,7 +149,10 @@ class AccelerateRun(SerialRun):
     def patterns(self, members: LayerClass) -> list[LayerPlaces]:
         """The whole layer on each GPU, in host memory, or on disk where there is one."""
         disks = [DISK] if self.setup.machine.disks else []
-        return [self.layer_at(members.layer, place) for place in [*(f"gpu{i}" for i in self.setup.gpus), RAM, *disks]]
+        return [
+            self.layer_at(members.layer, place)
+            for place in [*(f"gpu{i}" for i in self.setup.gpus), RAM, *disks]
+        ]
 
     def layer_at(self, layer: Layer, place: str) -> LayerPlaces:
         """Places of a layer's parts when the layer is on one device; its cache is where it computes."""
@@ -171,7 +185,11 @@ class AccelerateRun(SerialRun):
 
     def boundary(self, source: str, target: str, step: Step) -> list[ChainTask]:
         """Copy of the hidden states to the next layer's GPU."""
-        before = self.executor(self.embedding) if source == RAM and target == self.embedding else self.executor(source)
+        before = (
+            self.executor(self.embedding)
+            if source == RAM and target == self.embedding
+            else self.executor(source)
+        )
         after = self.executor(target)
         if before == after:
             return []
@@ -182,7 +200,9 @@ class AccelerateRun(SerialRun):
     def head(self, step: Step) -> list[ChainTask]:
         """The embedding, where it lives or brought to the GPU as a whole."""
         gpu = self.executor(self.embedding)
-        tables = [t for t in self.setup.model.globals if t.role in (Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING)]
+        tables = [
+            t for t in self.setup.model.globals if t.role in (Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING)
+        ]
         size = float(sum(table.bytes for table in tables))
         chain = self._fetch(self.embedding, gpu, size, len(tables), "embedding ")
         return [*chain, self._compute(gpu, embedding_operator(self.setup.model, step), "")]
@@ -288,7 +308,9 @@ class Accelerate:
             found.append(whole)
         for name, place in (("embedding", plan.embedding), ("output", plan.output)):
             if place not in known:
-                raise NotExpressible(f"plan: {name} is on {place}; the machine has {', '.join(sorted(known))}")
+                raise NotExpressible(
+                    f"plan: {name} is on {place}; the machine has {', '.join(sorted(known))}"
+                )
         return found
 
     def run(self, setup: Setup, plan: Plan) -> AccelerateRun:
@@ -346,11 +368,17 @@ class Accelerate:
         """
         gpus = [int(p[3:]) for p in (places.embedding, *places.layers, places.output) if p.startswith("gpu")]
         if not gpus:
-            raise NotExpressible("device map: has no GPU; Accelerate would compute on the CPU, which is not modelled")
+            raise NotExpressible(
+                "device map: has no GPU; Accelerate would compute on the CPU, which is not modelled"
+            )
         settings = AccelerateSettings(main=min(gpus))
         run = AccelerateRun(setup, workload, settings, places.embedding)
         pairs = zip(setup.model.layers, places.layers, strict=True)
-        given: dict[str, Any] = {"machine": setup.machine.spec, "model": setup.model.key, "quant": setup.model.quant}
+        given: dict[str, Any] = {
+            "machine": setup.machine.spec,
+            "model": setup.model.key,
+            "quant": setup.model.quant,
+        }
         return Plan(
             system=self.key,
             workload=workload,
@@ -379,12 +407,16 @@ class Accelerate:
             flags = _flags(stripped)
             dtype = flags.pop("dtype", None)
             if dtype is not None and _SHORT_DTYPES.get(dtype) != setup.model.quant:
-                raise NotExpressible(f"--dtype {dtype} is not how {setup.model.name} was loaded ({setup.model.quant})")
+                raise NotExpressible(
+                    f"--dtype {dtype} is not how {setup.model.name} was loaded ({setup.model.quant})"
+                )
             stripped = flags.pop("device-map", "")
             try:
                 asked = Workload(**{name: int(value) for name, value in flags.items()})
             except ValueError as error:
-                raise NotExpressible("accelerate: --batch, --prompt and --generate take whole numbers") from error
+                raise NotExpressible(
+                    "accelerate: --batch, --prompt and --generate take whole numbers"
+                ) from error
             workload = workload or asked
         elif _MAP_KEYWORD in stripped:
             stripped = stripped.partition(_MAP_KEYWORD)[2].lstrip()

@@ -91,7 +91,11 @@ class Flexgen:
         checked(settings)
         model = setup.model
         first, last = edge_groups(model)
-        given: dict[str, Any] = {"machine": setup.machine.spec, "model": model.key, "quant": model.quant} | names
+        given: dict[str, Any] = {
+            "machine": setup.machine.spec,
+            "model": model.key,
+            "quant": model.quant,
+        } | names
         return Plan(
             system=self.key,
             workload=workload.model_copy(update={"batch": settings.batch}),
@@ -115,7 +119,9 @@ class Flexgen:
         for layer, stated in zip(setup.model.layers, places, strict=True):
             realised = layer_places(layer, settings)
             if stated != realised:
-                part = next(name for name in sorted({*stated, *realised}) if stated.get(name) != realised.get(name))
+                part = next(
+                    name for name in sorted({*stated, *realised}) if stated.get(name) != realised.get(name)
+                )
                 percent = " ".join(map(str, settings.percent))
                 raise NotExpressible(
                     f"plan: layer {layer.index}: {part} is on {stated.get(part)}, but --percent {percent} puts it on "

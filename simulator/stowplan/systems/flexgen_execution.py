@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 
 from stowplan.engine import GraphBuilder, blame, simulate
@@ -48,6 +49,7 @@ from stowplan.systems.serial import Price
 from stowplan.work import Work
 
 STORE, CPU_ATTENTION = "host.store", "host.attention"
+_RELAY_PATH, _DISK_PATH = "relay path", "disk path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Job:
         name, work, stream, kind: as in `stowplan.engine.graph.Task`.
         after: positions in the iteration's list of the jobs that it waits for.
         chain: whether it is on the iteration's chain of launches: main thread, GPU, main thread, GPU.
+        path: another chain that it is on: copies to a page-locked buffer or reads from disk, and the last copy that waits
+            for all of them.
     """
 
     name: str
@@ -95,6 +99,7 @@ class Job:
     kind: str
     after: tuple[int, ...] = ()
     chain: bool = False
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +154,13 @@ class FlexgenRun:
         if setup.machine.disks:
             self.rates |= {name: figures.value(name) for name in ("disk.read", "disk.write")}
         self.units, self.sequence = self._layer_list()
+
+    def reshaped(self, settings: FlexgenSettings) -> FlexgenRun:
+        """The same run with another block shape or place of attention; the switch ``sep_layer`` stays."""
+        other = copy(self)
+        other.settings = settings
+        other.workload = self.workload.model_copy(update={"batch": settings.batch})
+        return other
 
     def _layer_list(self) -> tuple[list[Unit], list[int]]:
         """Distinct units, and which of them follow each other in a step."""
@@ -210,7 +222,11 @@ class FlexgenRun:
         if store_of.attends and store_of.layer is not None:
             self._store_cache(jobs, store_of.layer, step, placement)
         self._move_hidden(
-            jobs, step, placement, into_gpu=False, after=computed if self.settings.num_gpu_batches == 1 else ()
+            jobs,
+            step,
+            placement,
+            into_gpu=False,
+            after=computed if self.settings.num_gpu_batches == 1 else (),
         )
         if not overlap:
             jobs = [replace(job, after=(n - 1,) if n else (), chain=True) for n, job in enumerate(jobs)]
@@ -222,16 +238,30 @@ class FlexgenRun:
             for piece, home in zip(group.pieces, homes(group, *placement.weights), strict=True):
                 if home != GPU:
                     size = piece.size(compress)
-                    self._to_gpu(jobs, f"{group.kind} weights", size, home, "weights", pinned=self.settings.pin_weight)
+                    self._to_gpu(
+                        jobs, f"{group.kind} weights", size, home, "weights", pinned=self.settings.pin_weight
+                    )
 
-    def _to_gpu(self, jobs: list[Job], name: str, size: float, home: str, stream: str, *, pinned: bool) -> None:
+    def weight_lanes(self, slot: Slot, weights: tuple[int, int]) -> dict[str, float]:
+        """The part of an iteration's lanes that loading weights adds."""
+        jobs: list[Job] = []
+        if slot.first:
+            unit = self.units[slot.after if self.settings.overlap else slot.unit]
+            self._load_weights(jobs, unit, Placement(weights, {GPU: 1.0}, GPU, split=False))
+        return self.lanes(jobs if self.settings.overlap else [replace(job, chain=True) for job in jobs])
+
+    def _to_gpu(
+        self, jobs: list[Job], name: str, size: float, home: str, stream: str, *, pinned: bool
+    ) -> None:
         """Copy to the GPU from host memory, through a page-locked buffer where need be, or from disk."""
         after: tuple[int, ...] = ()
         if home == DISK:
             after = self._append(jobs, f"{name} read", {"disk.read": size, "host.dram": size}, "disk", "disk")
+            jobs[-1] = replace(jobs[-1], path=_DISK_PATH)
         elif not pinned:
             work = {"host.dram": size * self.setup.figures.value("flexgen.relay_traffic")}
             after = self._append(jobs, f"{name} relay", work, "host", "copy", chain=True)
+            jobs[-1] = replace(jobs[-1], path=_RELAY_PATH)
         self._append(jobs, name, {"gpu0.h2d": size, "host.dram": size}, f"h2d {stream}", "copy", after)
 
     def _append(
@@ -253,7 +283,9 @@ class FlexgenRun:
 
     def _require_disk(self) -> None:
         if not self.setup.machine.disks:
-            raise NotExpressible("--percent leaves a rest for the disk, but the machine has none; add one to --on")
+            raise NotExpressible(
+                "--percent leaves a rest for the disk, but the machine has none; add one to --on"
+            )
 
     def _cache_read(self, layer: Layer, step: Step) -> float:
         """Uncompressed cache bytes that the attention of one GPU batch reads."""
@@ -269,14 +301,26 @@ class FlexgenRun:
                     self._append(jobs, "cache read", {"disk.read": part, "host.dram": part}, "disk", "disk")
                 elif tier == GPU and not placement.split:
                     self._append(
-                        jobs, "cache to host", {"gpu0.d2h": part, "host.dram": part}, "d2h", "copy", chain=True
+                        jobs,
+                        "cache to host",
+                        {"gpu0.d2h": part, "host.dram": part},
+                        "d2h",
+                        "copy",
+                        chain=True,
                     )
             elif tier != GPU:
                 for half in ("keys", "values"):
                     self._to_gpu(jobs, half, part / 2, tier, "cache", pinned=False)
+                jobs[-1] = replace(jobs[-1], path=_DISK_PATH if tier == DISK else _RELAY_PATH)
 
     def _move_hidden(
-        self, jobs: list[Job], step: Step, placement: Placement, *, into_gpu: bool, after: tuple[int, ...] = ()
+        self,
+        jobs: list[Job],
+        step: Step,
+        placement: Placement,
+        *,
+        into_gpu: bool,
+        after: tuple[int, ...] = (),
     ) -> tuple[int, ...]:
         """Hidden states between their tier and the GPU; returns the last job, nothing where they stay on the GPU."""
         if placement.hidden == GPU:
@@ -297,7 +341,12 @@ class FlexgenRun:
         size = written * self.settings.cache_bytes / HALF
         if self.settings.compress_cache:
             self._append(
-                jobs, "compress cache", {"gpu0.compute": written / self.codec_rate}, "gpu0", "compute", chain=True
+                jobs,
+                "compress cache",
+                {"gpu0.compute": written / self.codec_rate},
+                "gpu0",
+                "compute",
+                chain=True,
             )
         for tier, share in placement.cache.items():
             part = size * share
@@ -310,7 +359,9 @@ class FlexgenRun:
             if tier == DISK:
                 self._append(jobs, "new cache write", {"disk.write": part}, "disk write", "disk", last)
 
-    def _compute(self, jobs: list[Job], unit: Unit, step: Step, placement: Placement, wait: tuple[int, ...]) -> None:
+    def _compute(
+        self, jobs: list[Job], unit: Unit, step: Step, placement: Placement, wait: tuple[int, ...]
+    ) -> None:
         """The unit's operators on the GPU, attention on the CPU in between where it is done there."""
         last = wait + tuple(n for n, job in enumerate(jobs) if job.chain)[-1:]
         overhead = self.setup.figures.value("flexgen.sync")
@@ -333,7 +384,9 @@ class FlexgenRun:
             last = self._append(jobs, "attention", work, "host", "compute", last, chain=True)
         if after:
             rest = self._gpu_work(after)
-            self._append(jobs, "compute", rest.amounts, "gpu0", "compute", last, chain=True, overhead=rest.overhead_s)
+            self._append(
+                jobs, "compute", rest.amounts, "gpu0", "compute", last, chain=True, overhead=rest.overhead_s
+            )
 
     def _cpu_share(self, placement: Placement) -> float:
         """Share of a decode step's attention that the CPU does."""
@@ -373,8 +426,8 @@ class FlexgenRun:
         """Seconds that an iteration needs of the chain of launches and of every resource: no schedule beats any of them."""
         seconds: dict[str, float] = {}
         for job in jobs:
-            if job.chain:
-                seconds["chain"] = seconds.get("chain", 0.0) + job.work.alone_s(self.rates)
+            for name in (["chain"] if job.chain else []) + ([job.path] if job.path else []):
+                seconds[name] = seconds.get(name, 0.0) + job.work.alone_s(self.rates)
             for name, amount in job.work.amounts.items():
                 seconds[name] = seconds.get(name, 0.0) + amount / self.rates[name]
         return seconds
@@ -420,7 +473,9 @@ def _emit(builder: GraphBuilder, jobs: list[Job], barrier: tuple[int, ...], pref
     indices: list[int] = []
     for job in jobs:
         after = (*(indices[n] for n in job.after), *barrier)
-        indices.append(builder.add(prefix + job.name, job.work, stream=job.stream, after=after, kind=job.kind))
+        indices.append(
+            builder.add(prefix + job.name, job.work, stream=job.stream, after=after, kind=job.kind)
+        )
     return (builder.add(f"{prefix}synchronise", after=indices or barrier),)
 
 

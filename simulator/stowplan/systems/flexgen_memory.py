@@ -32,14 +32,13 @@ class FlexgenMemory:
     def weights(self, percent: tuple[int, int]) -> Parts:
         """Stored weights, and on the GPU the loading buffers of two consecutive units and an unpacked unit."""
         parts: Parts = {tier: {} for tier in TIERS}
-        compress, loads = self.settings.compress_weight, list[float]()
-        for unit in (self.run.units[index] for index in self.run.sequence):
-            sizes = self._sizes(unit, percent)
-            for tier, size in sizes.items():
+        sizes = [self._sizes(unit, percent) for unit in self.run.units]
+        for index in self.run.sequence:
+            for tier, size in sizes[index].items():
                 _add(parts[tier], "weights", size)
-            loads.append(sum(size for tier, size in sizes.items() if tier != GPU))
+        loads = [sum(sizes[index].values()) - sizes[index][GPU] for index in self.run.sequence]
         unpacked = 0.0
-        if compress:
+        if self.settings.compress_weight:
             unpacked = max(HALF * sum(group.elements for group in unit.groups) for unit in self.run.units)
         _add(parts[GPU], "buffers", max(first + second for first, second in pairwise(loads)) + unpacked)
         return parts
@@ -54,7 +53,9 @@ class FlexgenMemory:
     def _cache_of_batch(self) -> tuple[float, float]:
         """Uncompressed bytes of one GPU batch's cache over all layers, and of the largest layer."""
         size = self.settings.gpu_batch_size
-        layers = [size * CacheFormat().sequence_bytes(layer, self.workload.capacity) for layer in self.model.layers]
+        layers = [
+            size * CacheFormat().sequence_bytes(layer, self.workload.capacity) for layer in self.model.layers
+        ]
         return sum(layers), max(layers)
 
     def cache(self, shares: Mapping[str, float]) -> Parts:
@@ -86,7 +87,9 @@ class FlexgenMemory:
         tokens = self.settings.gpu_batch_size * max(1, self.workload.prompt)
         widest = HALF * tokens * output_tensor(self.model).rows
         for layer in self.model.layers:
-            widest = max(widest, *(HALF * tokens * t.rows for t in layer.tensors if t.columns > 1 and t.count == 1))
+            widest = max(
+                widest, *(HALF * tokens * t.rows for t in layer.tensors if t.columns > 1 and t.count == 1)
+            )
             if isinstance(layer.mixer, Attention | LatentAttention):
                 pairs = tokens * (self.workload.depth + self.workload.prompt)
                 widest = max(widest, _SCORE_COPIES * HALF * layer.mixer.heads * pairs)
@@ -112,7 +115,12 @@ class FlexgenMemory:
     def use(self, placement: Placement) -> dict[str, MemoryUse]:
         """Use of every tier that the machine has."""
         whole = total(
-            [self.weights(placement.weights), self.cache(placement.cache), self.hidden(placement.hidden), self.fixed()]
+            [
+                self.weights(placement.weights),
+                self.cache(placement.cache),
+                self.hidden(placement.hidden),
+                self.fixed(),
+            ]
         )
         uses: dict[str, MemoryUse] = {}
         for tier, capacity in self.capacities().items():

@@ -191,7 +191,9 @@ def homes(group: Group, gpu: int, cpu: int) -> tuple[str, ...]:
     disk, total, cumulated = 100 - gpu - cpu, group.elements, 0
     found: list[str] = []
     for piece in group.pieces:
-        middle = 100 * (2 * cumulated + piece.elements)  # in units of total / 200, so that the comparison is exact
+        middle = 100 * (
+            2 * cumulated + piece.elements
+        )  # in units of total / 200, so that the comparison is exact
         cumulated += piece.elements
         if middle < 2 * disk * total:
             found.append(DISK)

@@ -11,6 +11,7 @@ batch reaches the offload threshold: then the weights are copied to the GPU firs
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 from stowplan.engine.graph import Graph
@@ -59,7 +60,7 @@ class LlamaCppRun(SerialRun):
 
     def _resource_rates(self) -> dict[str, float]:
         value, machine = self.setup.figures.value, self.setup.machine
-        dram = value("host.dram")
+        dram = value("host.dram") * value("llama.cpp.cpu.dram_share")
         if machine.sockets > 1:  # threads of both sockets read memory of both: links bind before channels do
             dram *= value("llama.cpp.cpu.sockets") / machine.sockets
         rates = {"host.dram": dram, "host.cores": float(self.threads)}
@@ -131,7 +132,12 @@ class LlamaCppRun(SerialRun):
         return chain + self._move(here, home, _FP32 * step.tokens * self.setup.model.hidden, f"{prefix}residual")
 
     def _operators(self, layer: Layer, step: Step) -> Iterator[Operator]:
-        yield from mixer_operators(layer, step, self.settings.cache, self.settings.cache_k)
+        for op in mixer_operators(layer, step, self.settings.cache, self.settings.cache_k):
+            if op.kind is Kind.ATTENTION and not self.settings.flash_attention:
+                # scores are written, read and written by the softmax, and read again
+                yield replace(op, scratch_bytes=4 * _FP32 * op.scores)
+            else:
+                yield op
         yield from ffn_operators(layer, step.tokens)
 
     def _executor(self, op: Operator, place: str, home: str, step: Step, layer: Layer) -> tuple[str, bool]:

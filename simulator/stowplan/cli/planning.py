@@ -1,0 +1,214 @@
+"""`stowplan plan` and `stowplan export`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stowplan.cli.inputs import Context, Depth, Generate, Html, Json, On, Prompt, Quant, Set, Trace
+
+if TYPE_CHECKING:
+    from stowplan.planner.result import Objective, Planned, Request
+    from stowplan.systems.base import Setup
+
+_IK = "ik_llama.cpp"
+
+
+class Aim(StrEnum):
+    """What is made fast."""
+
+    REQUEST = "request"
+    DECODE = "decode"
+    TTFT = "ttft"
+    THROUGHPUT = "throughput"
+
+
+class SolverName(StrEnum):
+    """Which solver proves it."""
+
+    HIGHS = "highs"
+    CBC = "cbc"
+
+
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, a .gguf, a config.json or a folder.")],
+    *,
+    on: On,
+    quant: Quant = None,
+    system: Annotated[
+        str, typer.Option("--system", metavar="SYSTEM", help="llama.cpp, ik_llama.cpp, flexgen or accelerate.")
+    ] = "llama.cpp",
+    set_: Set = None,
+    context: Context = None,
+    prompt: Prompt = None,
+    generate: Generate = None,
+    depth: Depth = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, max=2**20, help="Requests at once (1; chosen for throughput).")
+    ] = None,
+    objective: Annotated[Aim, typer.Option("--objective", help="What to make fast.")] = Aim.REQUEST,
+    kv: Annotated[
+        str | None, typer.Option("--kv", metavar="TYPE", help="Cache type such as q8_0, or KEYS,VALUES.")
+    ] = None,
+    ubatch: Annotated[int | None, typer.Option("--ubatch", min=1, max=2**20, help="Fix the micro-batch.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, max=4096, help="Threads of the CPU.")] = None,
+    margin: Annotated[
+        str | None, typer.Option("--margin", metavar="SIZE", help='GPU memory to leave free ("512 MiB").')
+    ] = None,
+    solver: Annotated[SolverName, typer.Option("--solver", help="Which solver.")] = SolverName.HIGHS,
+    write_lp: Annotated[str | None, typer.Option("--write-lp", metavar="FILE.lp", help="Print the programme.")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the plan.")] = None,
+    html: Html = None,
+    trace: Trace = None,
+    json: Json = False,
+) -> None:
+    """Find the best plan and say what it does."""
+    from stowplan.cli import inputs
+    from stowplan.machines import load_machine
+    from stowplan.models import load_model
+    from stowplan.planner.predict import make_setup
+    from stowplan.planner.result import Request
+    from stowplan.systems import load_system
+
+    for option, path, endings in (
+        ("-o", output, [".json"]),
+        ("--html", html, [".html", ".htm"]),
+        ("--trace", trace, [".json", ".json.gz"]),
+        ("--write-lp", write_lp, [".lp"]),
+    ):
+        inputs.check_output(option, path, endings)
+    settings = inputs.llama_cpp_settings(kv=kv, ubatch=ubatch, threads=threads, margin=margin)
+    if system == _IK:
+        system, settings = "llama.cpp", settings | {"engine": _IK, "release": "pre-2025-12"}
+    asked = inputs.workload(context=context, prompt=prompt, generate=generate, depth=depth, batch=batch)
+    engine = load_system(system)
+    setup = make_setup(load_machine(on, set_ or []), load_model(model, quant), engine)
+    progress = inputs.Progress()
+    request = Request(
+        setup=setup,
+        model_reference=(model, quant),
+        workload=asked,
+        objective=objective.value,
+        settings=settings,
+        batches=_batches() if objective is Aim.THROUGHPUT and batch is None else (),
+        solver=solver.value,
+        write_lp=write_lp,
+        progress=progress,
+    )
+    try:
+        planned = solved(system, request)
+    finally:
+        progress.done()
+    _answer(setup, planned, objective.value, engine.title, output=output, html=html, trace=trace, json=json)
+
+
+def solved(system: str, request: Request) -> Planned:
+    """The plan; where nothing fits, the error says what would.
+
+    Raises:
+        DoesNotFit: with a smaller mix and a larger machine in its sentence.
+    """
+    from stowplan.errors import DoesNotFit
+    from stowplan.planner.dispatch import plan_for
+
+    try:
+        return plan_for(system, request)
+    except DoesNotFit as error:
+        from stowplan.cli.fitting import suggestions
+
+        keys = str(request.settings.get("cache_k", "f16"))
+        values = str(request.settings.get("cache_v", "f16"))
+        setup = request.setup
+        more = suggestions(setup.machine, setup.model, request.model_reference, request.workload, (keys, values))
+        raise DoesNotFit(f"{error}{more}", error.missing_bytes) from error
+
+
+def _batches() -> tuple[int, ...]:
+    return tuple(2**k for k in range(9))
+
+
+def _answer(
+    setup: Setup,
+    planned: Planned,
+    objective: Objective,
+    engine: str,
+    *,
+    output: str | None,
+    html: str | None,
+    trace: str | None,
+    json: bool,
+) -> None:
+    """Write the files that were asked for, then print the answer."""
+    from stowplan.cli import answers, documents, outputs, tables
+
+    run = outputs.simulated_step(setup, planned.plan)
+    page = None
+    if html is not None:
+        from stowplan.report.page import plan_page
+
+        page = plan_page(setup, planned)
+    if output is not None:
+        outputs.write_text(output, documents.as_json(planned.plan) + "\n")
+    if trace is not None:
+        outputs.write_trace(trace, run, f"decode step of {planned.prediction.model}")
+    if html is not None and page is not None:
+        outputs.write_text(html, page)
+    if json:
+        tables.print_verbatim(documents.as_json(documents.answer_of(planned, objective, run.makespan)))
+        return
+    prediction = planned.prediction
+    tables.print_lines(
+        [
+            *tables.blank(),
+            *answers.heading(setup, prediction),
+            *tables.blank(),
+            *answers.speed(prediction),
+            *answers.body(setup, planned.plan, prediction, run.graph.rates),
+            *tables.blank(),
+            *answers.alternatives(planned, objective),
+            *answers.batch_curve(planned),
+            *tables.blank(),
+            *answers.worth(planned, objective, len(setup.gpus)),
+            *tables.blank(),
+        ]
+    )
+    if prediction.command is not None:
+        tables.print_verbatim(prediction.command + "\n")
+    tables.print_lines(answers.proof(planned, run.makespan, engine))
+
+
+def export(
+    plan_file: Annotated[str, typer.Argument(metavar="PLAN.json", help="A plan that `stowplan plan -o` wrote.")],
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="SYSTEM", help="The engine that must understand it.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE.sh", help="Write a shell script instead.")
+    ] = None,
+) -> None:
+    """Print the command that runs a plan."""
+    from pathlib import Path
+
+    from stowplan.cli import outputs, tables
+    from stowplan.errors import NotExpressible
+    from stowplan.machines import load_machine
+    from stowplan.models import load_model
+    from stowplan.plan import read_plan
+    from stowplan.planner.predict import make_setup
+    from stowplan.systems import load_system
+
+    stored = read_plan(Path(plan_file))
+    target = load_system(engine or stored.system)
+    if target.key != stored.system:
+        raise NotExpressible(
+            f"{plan_file} was made for {stored.system}; make one for {target.key} with "
+            f"`stowplan plan {stored.model} --system {target.key} --on ...`"
+        )
+    setup = make_setup(load_machine(stored.machine, stored.set), load_model(stored.model, stored.quant), target)
+    command = target.command(setup, stored)
+    if output is None:
+        tables.print_verbatim(command)
+    else:
+        outputs.write_text(output, f"#!/bin/sh\nexec {command}\n")

@@ -1,0 +1,21 @@
+"""`stowplan schema`: the published form of every document."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stowplan.errors import UnknownName
+
+
+def schema(
+    document: Annotated[str, typer.Argument(metavar="plan|prediction|answer", help="Which document.")],
+) -> None:
+    """Print the JSON schema of a document."""
+    from stowplan.cli.documents import SCHEMAS, as_json
+    from stowplan.cli.tables import print_verbatim
+
+    if document not in SCHEMAS:
+        raise UnknownName("document", document[:60], SCHEMAS)
+    print_verbatim(as_json(SCHEMAS[document].model_json_schema()))
