@@ -43,11 +43,17 @@ FFN_PARTS = (Part.FFN_GATE, Part.FFN_UP, Part.FFN_DOWN)
 EXPERT_PARTS = (Part.EXPERT_GATE, Part.EXPERT_UP, Part.EXPERT_DOWN)
 
 
+_PARTS = {
+    role: Part(role.value)
+    if role in EXPERT_ROLES or role in DENSE_FFN_ROLES
+    else (Part.SHARED if role in SHARED_ROLES else Part.MIXER)
+    for role in Role
+}
+
+
 def part_of(tensor: Tensor) -> Part:
     """The part of its layer that a tensor belongs to; norms, biases and routers go with the mixer."""
-    if tensor.role in EXPERT_ROLES or tensor.role in DENSE_FFN_ROLES:
-        return Part(tensor.role.value)
-    return Part.SHARED if tensor.role in SHARED_ROLES else Part.MIXER
+    return _PARTS[tensor.role]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +178,7 @@ class CacheFormat:
         """KV bytes of one token in one layer; 0 for a recurrent mixer."""
         if isinstance(layer.mixer, Recurrence):
             return 0.0
-        return layer.mixer.k_elements * self.k + layer.mixer.v_elements * self.v
+        return float(layer.mixer.k_elements * self.k + layer.mixer.v_elements * self.v)
 
     def sequence_bytes(self, layer: Layer, context: int, *, full_window: bool = False) -> float:
         """Bytes that one sequence of `context` tokens keeps in one layer: KV cache, or an fp32 recurrent state.

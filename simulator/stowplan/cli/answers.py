@@ -13,7 +13,8 @@ from stowplan.units import format_bytes
 
 if TYPE_CHECKING:
     from stowplan.plan import Plan, Prediction
-    from stowplan.planner.result import Alternative, Objective, Planned
+    from stowplan.planner.result import Alternative, Planned
+    from stowplan.planner.serial_search import Objective
     from stowplan.systems.base import Setup
 
 _GIB = 2.0**30
@@ -95,7 +96,7 @@ def _longer(each: Alternative, cost: float) -> str:
         if ratio >= 1.5
         else "as long"
     )
-    return f"{longer}, left on the table by default" if each.default and ratio >= 1.005 else longer
+    return f"{longer}, left on the table" if each.default and ratio >= 1.005 else longer
 
 
 def worth(planned: Planned, objective: Objective, gpus: int) -> list[Line]:

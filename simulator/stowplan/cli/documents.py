@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from stowplan.plan import Interval, MemoryUse, Plan, Prediction, Solver
-from stowplan.planner.result import Planned
+
+if TYPE_CHECKING:
+    from stowplan.planner.result import Planned
 
 
 class _Record(BaseModel):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stowplan.errors import InputError, UnknownName
+from stowplan.errors import InputError
 
 if TYPE_CHECKING:
     from stowplan.plan import Workload
@@ -90,7 +90,7 @@ def _cache_types(text: str) -> list[str]:
         raise InputError(f"--kv {text[:60]}: give one cache type, or two as KEYS,VALUES")
     for name in names:
         if name not in CACHE_TYPES:
-            raise UnknownName("cache type", name[:40], CACHE_TYPES)
+            raise InputError(f"--kv: no cache type is called '{name[:40]}'; it is one of {', '.join(CACHE_TYPES)}")
     return names if len(names) == 2 else names * 2
 
 

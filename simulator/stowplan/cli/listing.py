@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stowplan.cli.inputs import Json
-from stowplan.errors import UnknownName
+from stowplan.errors import InputError
 
 if TYPE_CHECKING:
     from stowplan.machines.machine import Number
@@ -26,7 +26,7 @@ def list_names(
     from stowplan.cli import tables
 
     if kind not in _KINDS:
-        raise UnknownName("list", kind[:40], _KINDS)
+        raise InputError(f"there is no list of '{kind[:40]}'; it is one of {', '.join(_KINDS)}")
     header, rows = _LISTS[kind]()
     if json:
         from stowplan.cli.documents import as_json

@@ -62,7 +62,8 @@ def _parts(setup: Setup, plan: Plan, layers: Sequence[dict[str, Place]]) -> list
     """Labels and parts in order of the model; matrices of one block that live alike share a row."""
     present = list(dict.fromkeys(part for parts in layers for part in parts))
     routed = any(layer.experts for layer in setup.model.layers)
-    found = [(_label(part, plan, routed=routed), part) for part in ("attention", "kv") if part in present]
+    found: list[tuple[str, str]] = []
+    found += [(_label(part, plan, routed=routed), part) for part in ("attention", "kv") if part in present]
     for name, members in _FAMILIES:
         mine = [part for part in members if part in present]
         alike: dict[tuple[str, ...], list[str]] = {}

@@ -10,7 +10,8 @@ import typer
 from stowplan.cli.inputs import Context, Depth, Generate, Html, Json, On, Prompt, Quant, Set, Trace
 
 if TYPE_CHECKING:
-    from stowplan.planner.result import Objective, Planned, Request
+    from stowplan.planner.result import Planned, Request
+    from stowplan.planner.serial_search import Objective
     from stowplan.systems.base import Setup
 
 _IK = "ik_llama.cpp"
@@ -69,7 +70,6 @@ def plan(
     from stowplan.machines import load_machine
     from stowplan.models import load_model
     from stowplan.planner.predict import make_setup
-    from stowplan.planner.result import Request
     from stowplan.systems import load_system
 
     for option, path, endings in (
@@ -85,6 +85,8 @@ def plan(
     asked = inputs.workload(context=context, prompt=prompt, generate=generate, depth=depth, batch=batch)
     engine = load_system(system)
     setup = make_setup(load_machine(on, set_ or []), load_model(model, quant), engine)
+    from stowplan.planner.result import Request  # loads the solver: only once the input is known to be good
+
     progress = inputs.Progress()
     request = Request(
         setup=setup,

@@ -57,6 +57,7 @@ def predict(
 ) -> None:
     """Say what a plan or a command will do."""
     from stowplan.cli import answers, documents, inputs, outputs, tables
+    from stowplan.cli.words import provenance
     from stowplan.planner.predict import predict as predicted
     from stowplan.systems import load_system
 
@@ -100,7 +101,7 @@ def predict(
             *answers.body(given.setup, given.plan, prediction, rates),
             *tables.blank(),
             *(_comparison(given, prediction) if compare and given.plan.system == "llama.cpp" else []),
-            *tables.paragraph(answers.words.provenance(prediction.rests_on), "faint"),
+            *tables.paragraph(provenance(prediction.rests_on), "faint"),
         ]
     )
 
@@ -172,24 +173,23 @@ def _from_file(
 
 
 def _at_contexts(given: _Given) -> list[Line]:
-    """Decode at an empty, a half full and a full cache."""
+    """Decode at an empty, a half full and a full cache, where the cache is long enough to matter."""
     from stowplan.cli import tables
     from stowplan.cli import words as plain
     from stowplan.systems import load_system
 
     system, capacity = load_system(given.plan.system), given.plan.workload.capacity
-    points = {"empty": 0, "half": capacity // 2, "full": capacity}
     if capacity < _LONG_CONTEXT:
-        del points["half"]
+        return []
     entries = []
-    for name, held in points.items():
+    for name, held in (("empty", 0), ("half", capacity // 2), ("full", capacity)):
         workload = given.plan.workload.model_copy(
             update={"prompt": 0, "generate": 0, "depth": 0, "decode_depth": held, "context": capacity}
         )
         evaluation = system.evaluate(given.setup, given.plan.model_copy(update={"workload": workload}))
         at = f"{name} ({plain.tokens(held)})" if held else name
         entries.append(f"{at} {plain.rate(workload.batch / evaluation.decode_s)} tok/s")
-    return tables.labelled("context", "   ".join(entries))
+    return tables.labelled("decode at", "   ".join(entries))
 
 
 def _better(given: _Given) -> Planned:

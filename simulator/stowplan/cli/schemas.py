@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stowplan.errors import UnknownName
+from stowplan.errors import InputError
 
 
 def schema(
@@ -17,5 +17,5 @@ def schema(
     from stowplan.cli.tables import print_verbatim
 
     if document not in SCHEMAS:
-        raise UnknownName("document", document[:60], SCHEMAS)
+        raise InputError(f"no document is called '{document[:40]}'; it is one of {', '.join(SCHEMAS)}")
     print_verbatim(as_json(SCHEMAS[document].model_json_schema()))

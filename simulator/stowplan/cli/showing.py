@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stowplan.cli.inputs import Set
-from stowplan.errors import InputError, UnknownName
+from stowplan.errors import InputError
 
 if TYPE_CHECKING:
     from stowplan.cli.tables import Line
@@ -33,7 +33,7 @@ def show(
     from stowplan.cli.tables import print_lines
 
     if kind not in _SHOWN:
-        raise UnknownName("kind", kind[:40], _SHOWN)
+        raise InputError(f"nothing of the kind '{kind[:40]}' can be shown; it is one of {', '.join(_SHOWN)}")
     if set_ and kind != "machine":
         raise InputError(f"--set changes a machine, not a {kind}; use it with `stowplan show machine`")
     print_lines(_machine(name, set_ or []) if kind == "machine" else _SHOWN[kind](name))
@@ -55,6 +55,7 @@ def _machine(name: str, overrides: list[str]) -> list[Line]:
     rates = [
         [figure, _rate(figure, number), number.kind.value, number.source]
         for figure, number in machine_figures(machine).items()
+        if not figure.endswith("unit_clock")  # a product of two facts below
     ]
     lines += table(["what it reaches", *_HEADER[1:]], rates)
     for title, kind, part in _parts(machine):
@@ -76,6 +77,8 @@ def _rate(figure: str, number: Number) -> str:
     """A figure of `machine_figures` in its unit."""
     from stowplan.units import format_rate, format_seconds
 
+    if figure.endswith("power"):
+        return f"{number.value:.0f} W"
     if "clock" in figure:
         return format_rate(number.value, "Hz")
     if ".peak." in figure:
@@ -103,11 +106,10 @@ def _written(value: float, dimension: Dimension | None) -> str:
 
 def _numbers(kind: PartKind, part: object) -> Iterator[list[str]]:
     """Rows of every number that a part has, in the order of the schema."""
-    from stowplan.machines import SCHEMA
+    from stowplan.machines import SCHEMA, Memory
 
-    extra: dict[str, Dimension] = {"capacity": "bytes"} if kind == "memory" else {}
-    for name, dimension in extra.items():
-        yield _row(name, getattr(part, name), dimension)
+    if isinstance(part, Memory):  # as fitted, so no field of its file
+        yield _row("capacity", part.capacity, "bytes")
     for each in SCHEMA[kind]:
         found = getattr(part, each.name, None)
         if each.shape == "number" and found is not None:

@@ -41,9 +41,7 @@ _NAMES: Mapping[str, ModuleNames] = {
         "lm_head",
     ),
     "gptj": ModuleNames(("transformer.wte",), "transformer.h", ("transformer.ln_f",), "lm_head"),
-    "gptneox": ModuleNames(
-        ("gpt_neox.embed_in",), "gpt_neox.layers", ("gpt_neox.final_layer_norm",), "embed_out"
-    ),
+    "gptneox": ModuleNames(("gpt_neox.embed_in",), "gpt_neox.layers", ("gpt_neox.final_layer_norm",), "embed_out"),
     "bloom": ModuleNames(
         ("transformer.word_embeddings", "transformer.word_embeddings_layernorm"),
         "transformer.h",
@@ -52,9 +50,7 @@ _NAMES: Mapping[str, ModuleNames] = {
     ),
     "jamba": ModuleNames(("model.embed_tokens",), "model.layers", ("model.final_layernorm",), "lm_head"),
     "dbrx": ModuleNames(("transformer.wte",), "transformer.blocks", ("transformer.norm_f",), "lm_head"),
-    "falcon": ModuleNames(
-        ("transformer.word_embeddings",), "transformer.h", ("transformer.ln_f",), "lm_head"
-    ),
+    "falcon": ModuleNames(("transformer.word_embeddings",), "transformer.h", ("transformer.ln_f",), "lm_head"),
 }
 
 
@@ -117,25 +113,19 @@ def read_map(model: Model, text: str | Mapping[str, object]) -> ModulePlaces:
     for prefix, device in table.items():
         place = _place(device)
         if place is None:
-            raise NotExpressible(
-                f"device map: {prefix}: '{device}' is no device; write a GPU's number, cpu or disk"
-            )
+            raise NotExpressible(f"device map: {prefix}: '{device}' is no device; write a GPU's number, cpu or disk")
         places[prefix] = place
     names = module_names(model)
     layers = tuple(f"{names.layers}.{index}" for index in range(len(model.layers)))
-    for prefix in places:
+    for prefix, place in places.items():
         inside = next((layer for layer in (*layers, *names.edges) if prefix.startswith(f"{layer}.")), None)
-        if inside is not None and places[prefix] != _longest(places, inside):
-            raise NotExpressible(
-                f"device map: {prefix} is not where {inside} is; give the whole module one device"
-            )
+        if inside is not None and place != _longest(places, inside):
+            raise NotExpressible(f"device map: {prefix} is not where {inside} is; give the whole module one device")
     embedding = {_longest(places, name) for name in names.embeddings}
     output = {_longest(places, name) for name in (*names.norms, names.head)}
     for kind, found in (("embeddings", embedding), ("norm and output", output)):
         if len(found) > 1:
-            raise NotExpressible(
-                f"device map: the {kind} are on {' and '.join(sorted(found))}; put them together"
-            )
+            raise NotExpressible(f"device map: the {kind} are on {' and '.join(sorted(found))}; put them together")
     return ModulePlaces(embedding.pop(), tuple(_longest(places, layer) for layer in layers), output.pop())
 
 
@@ -155,9 +145,7 @@ def _mapping(text: str | Mapping[str, object]) -> dict[str, object]:
 
 def _longest(places: Mapping[str, str], module: str) -> str:
     """Place by the longest prefix, as Accelerate looks it up."""
-    fitting = [
-        prefix for prefix in places if not prefix or module == prefix or module.startswith(f"{prefix}.")
-    ]
+    fitting = [prefix for prefix in places if not prefix or module == prefix or module.startswith(f"{prefix}.")]
     if not fitting:
         raise NotExpressible(f"device map: {module} has no device; add it, or a prefix of it")
     return places[max(fitting, key=len)]

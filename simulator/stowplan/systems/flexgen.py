@@ -119,9 +119,7 @@ class Flexgen:
         for layer, stated in zip(setup.model.layers, places, strict=True):
             realised = layer_places(layer, settings)
             if stated != realised:
-                part = next(
-                    name for name in sorted({*stated, *realised}) if stated.get(name) != realised.get(name)
-                )
+                part = next(name for name in sorted({*stated, *realised}) if stated.get(name) != realised.get(name))
                 percent = " ".join(map(str, settings.percent))
                 raise NotExpressible(
                     f"plan: layer {layer.index}: {part} is on {stated.get(part)}, but --percent {percent} puts it on "
@@ -145,8 +143,8 @@ class Flexgen:
         for tier, use in memory.items():
             if use.used > use.capacity:
                 raise DoesNotFit(
-                    f"{tier} would hold {format_bytes(use.used)} of {format_bytes(use.capacity)}; lower its percentages "
-                    f"or the GPU batch size",
+                    f"{tier} would hold {format_bytes(use.used)} of {format_bytes(use.capacity)}; lower its percentages"
+                    f" or the GPU batch size",
                     use.used - use.capacity,
                 )
         decode = Price.total(

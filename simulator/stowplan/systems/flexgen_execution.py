@@ -1,10 +1,8 @@
 """FlexGen's execution: the block schedule, iteration by iteration.
 
-A *unit* is one entry of FlexGen's layer list: the embedding, the attention half or the MLP half of a layer (or both,
-without ``sep_layer``), the output. An *iteration* computes one unit for one GPU batch; meanwhile the weights of the next
-unit come in (during the first GPU batch only), the cache of the next GPU batch comes in, and results of the previous one
-leave. The device is synchronised after every iteration, so a step is exactly the sum of its iterations, and few of
-them differ.
+The device is synchronised after every iteration (see `flexgen_schedule`), so a step is exactly the sum of its
+iterations, and few of them differ. During an iteration the weights of the next unit come in (with the first GPU batch
+only), the cache of the next GPU batch comes in, and results of the previous one leave.
 
 What the main thread does itself (copying pageable memory to a page-locked buffer, attention on the CPU) delays the
 launch of the computation; copies by the GPU and the disk threads run beside it.
@@ -38,47 +36,16 @@ from stowplan.systems.flexgen_policy import (
     GPU,
     HALF,
     FlexgenSettings,
-    Group,
     cache_shares,
-    edge_groups,
     hidden_tier,
     homes,
-    layer_groups,
 )
+from stowplan.systems.flexgen_schedule import Slot, Unit, layer_list, slots_of
 from stowplan.systems.serial import Price
 from stowplan.work import Work
 
 STORE, CPU_ATTENTION = "host.store", "host.attention"
 _RELAY_PATH, _DISK_PATH = "relay path", "disk path"
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One entry of FlexGen's layer list: its groups of weights, and its layer (None for embedding and output)."""
-
-    groups: tuple[Group, ...]
-    layer: Layer | None
-
-    @property
-    def attends(self) -> bool:
-        """Whether it reads and writes a cache."""
-        return any(group.kind == "attention" for group in self.groups)
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """An iteration up to repetition.
-
-    Attributes:
-        before, unit, after: index of the previous, the computed and the next unit among the distinct ones.
-        first, last: whether the GPU batch is the first or the last of its unit.
-    """
-
-    before: int
-    unit: int
-    after: int
-    first: bool
-    last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +56,8 @@ class Job:
         name, work, stream, kind: as in `stowplan.engine.graph.Task`.
         after: positions in the iteration's list of the jobs that it waits for.
         chain: whether it is on the iteration's chain of launches: main thread, GPU, main thread, GPU.
-        path: another chain that it is on: copies to a page-locked buffer or reads from disk, and the last copy that waits
-            for all of them.
+        path: another chain that it is on: copies to a page-locked buffer, or reads from disk, and the last copy that
+            waits for all of them.
     """
 
     name: str
@@ -153,7 +120,7 @@ class FlexgenRun:
         }
         if setup.machine.disks:
             self.rates |= {name: figures.value(name) for name in ("disk.read", "disk.write")}
-        self.units, self.sequence = self._layer_list()
+        self.units, self.sequence = layer_list(setup.model, settings.sep_layer)
 
     def reshaped(self, settings: FlexgenSettings) -> FlexgenRun:
         """The same run with another block shape or place of attention; the switch ``sep_layer`` stays."""
@@ -162,38 +129,9 @@ class FlexgenRun:
         other.workload = self.workload.model_copy(update={"batch": settings.batch})
         return other
 
-    def _layer_list(self) -> tuple[list[Unit], list[int]]:
-        """Distinct units, and which of them follow each other in a step."""
-        distinct: list[Unit] = []
-        known: dict[object, int] = {}
-        sequence: list[int] = []
-
-        def append(groups: tuple[Group, ...], layer: Layer | None) -> None:
-            key = (groups, None if layer is None else (layer.mixer, layer.experts))
-            if key not in known:
-                known[key] = len(distinct)
-                distinct.append(Unit(groups, layer))
-            sequence.append(known[key])
-
-        first, last = edge_groups(self.setup.model)
-        append((first,), None)
-        for layer in self.setup.model.layers:
-            attention, mlp = layer_groups(layer)
-            for groups in ((attention,), (mlp,)) if self.settings.sep_layer else ((attention, mlp),):
-                append(groups, layer)
-        append((last,), None)
-        return distinct, sequence
-
     def slots(self) -> Counter[Slot]:
         """Iterations of one step with their multiplicities."""
-        found: Counter[Slot] = Counter()
-        batches = self.settings.num_gpu_batches
-        for position, unit in enumerate(self.sequence):
-            before = self.sequence[position - 1]
-            after = self.sequence[(position + 1) % len(self.sequence)]
-            for first, last, count in _positions(batches):
-                found[Slot(before, unit, after, first, last)] += count
-        return found
+        return slots_of(self.sequence, self.settings.num_gpu_batches)
 
     def decode_step(self, context: int) -> Step:
         """One decode step of one GPU batch."""
@@ -238,9 +176,7 @@ class FlexgenRun:
             for piece, home in zip(group.pieces, homes(group, *placement.weights), strict=True):
                 if home != GPU:
                     size = piece.size(compress)
-                    self._to_gpu(
-                        jobs, f"{group.kind} weights", size, home, "weights", pinned=self.settings.pin_weight
-                    )
+                    self._to_gpu(jobs, f"{group.kind} weights", size, home, "weights", pinned=self.settings.pin_weight)
 
     def weight_lanes(self, slot: Slot, weights: tuple[int, int]) -> dict[str, float]:
         """The part of an iteration's lanes that loading weights adds."""
@@ -250,19 +186,17 @@ class FlexgenRun:
             self._load_weights(jobs, unit, Placement(weights, {GPU: 1.0}, GPU, split=False))
         return self.lanes(jobs if self.settings.overlap else [replace(job, chain=True) for job in jobs])
 
-    def _to_gpu(
-        self, jobs: list[Job], name: str, size: float, home: str, stream: str, *, pinned: bool
-    ) -> None:
+    def _to_gpu(self, jobs: list[Job], name: str, size: float, home: str, stream: str, *, pinned: bool) -> None:
         """Copy to the GPU from host memory, through a page-locked buffer where need be, or from disk."""
         after: tuple[int, ...] = ()
         if home == DISK:
-            after = self._append(jobs, f"{name} read", {"disk.read": size, "host.dram": size}, "disk", "disk")
-            jobs[-1] = replace(jobs[-1], path=_DISK_PATH)
+            after = self._append(
+                jobs, f"{name} read", {"disk.read": size, "host.dram": size}, "disk", "disk", path=_DISK_PATH
+            )
         elif not pinned:
             work = {"host.dram": size * self.setup.figures.value("flexgen.relay_traffic")}
-            after = self._append(jobs, f"{name} relay", work, "host", "copy", chain=True)
-            jobs[-1] = replace(jobs[-1], path=_RELAY_PATH)
-        self._append(jobs, name, {"gpu0.h2d": size, "host.dram": size}, f"h2d {stream}", "copy", after)
+            after = self._append(jobs, f"{name} relay", work, "host", "copy", chain=True, path=_RELAY_PATH)
+        self._append(jobs, name, {"gpu0.h2d": size, "host.dram": size}, f"h2d {stream}", "copy", after=after)
 
     def _append(
         self,
@@ -271,21 +205,20 @@ class FlexgenRun:
         amounts: Mapping[str, float],
         stream: str,
         kind: str,
-        after: tuple[int, ...] = (),
         *,
+        after: tuple[int, ...] = (),
         chain: bool = False,
+        path: str = "",
         overhead: float = 0.0,
     ) -> tuple[int, ...]:
         if "disk.read" in amounts or "disk.write" in amounts:
             self._require_disk()
-        jobs.append(Job(name, Work(amounts, overhead), stream, kind, after, chain))
+        jobs.append(Job(name, Work(amounts, overhead), stream, kind, after, chain, path))
         return (len(jobs) - 1,)
 
     def _require_disk(self) -> None:
         if not self.setup.machine.disks:
-            raise NotExpressible(
-                "--percent leaves a rest for the disk, but the machine has none; add one to --on"
-            )
+            raise NotExpressible("--percent leaves a rest for the disk, but the machine has none; add one to --on")
 
     def _cache_read(self, layer: Layer, step: Step) -> float:
         """Uncompressed cache bytes that the attention of one GPU batch reads."""
@@ -328,11 +261,11 @@ class FlexgenRun:
         size, name = HALF * step.tokens * self.setup.model.hidden, "hidden states"
         if into_gpu:
             if placement.hidden == DISK:
-                after = self._append(jobs, f"{name} read", {"disk.read": size}, "disk", "disk", after)
-            return self._append(jobs, name, {"gpu0.h2d": size, "host.dram": size}, "h2d cache", "copy", after)
-        after = self._append(jobs, name, {"gpu0.d2h": size, "host.dram": size}, "d2h", "copy", after)
+                after = self._append(jobs, f"{name} read", {"disk.read": size}, "disk", "disk", after=after)
+            return self._append(jobs, name, {"gpu0.h2d": size, "host.dram": size}, "h2d cache", "copy", after=after)
+        after = self._append(jobs, name, {"gpu0.d2h": size, "host.dram": size}, "d2h", "copy", after=after)
         if placement.hidden == DISK:
-            after = self._append(jobs, f"{name} write", {"disk.write": size}, "disk write", "disk", after)
+            after = self._append(jobs, f"{name} write", {"disk.write": size}, "disk write", "disk", after=after)
         return after
 
     def _store_cache(self, jobs: list[Job], layer: Layer, step: Step, placement: Placement) -> None:
@@ -357,11 +290,9 @@ class FlexgenRun:
                 out[STORE] = part
             last = self._append(jobs, "new cache", out, "d2h", "copy")
             if tier == DISK:
-                self._append(jobs, "new cache write", {"disk.write": part}, "disk write", "disk", last)
+                self._append(jobs, "new cache write", {"disk.write": part}, "disk write", "disk", after=last)
 
-    def _compute(
-        self, jobs: list[Job], unit: Unit, step: Step, placement: Placement, wait: tuple[int, ...]
-    ) -> None:
+    def _compute(self, jobs: list[Job], unit: Unit, step: Step, placement: Placement, wait: tuple[int, ...]) -> None:
         """The unit's operators on the GPU, attention on the CPU in between where it is done there."""
         last = wait + tuple(n for n, job in enumerate(jobs) if job.chain)[-1:]
         overhead = self.setup.figures.value("flexgen.sync")
@@ -375,17 +306,17 @@ class FlexgenRun:
                 first += Work({"gpu0.compute": attention.kv_read / self.codec_rate})
         first = first + Work({}, overhead)
         last = self._append(
-            jobs, "compute", first.amounts, "gpu0", "compute", last, chain=True, overhead=first.overhead_s
+            jobs, "compute", first.amounts, "gpu0", "compute", after=last, chain=True, overhead=first.overhead_s
         )
         if attention is not None and on_cpu:
             traffic = self.setup.figures.value("flexgen.cpu_attention_traffic")
             size = attention.kv_read * on_cpu
             work = {"host.dram": traffic * size, CPU_ATTENTION: size}
-            last = self._append(jobs, "attention", work, "host", "compute", last, chain=True)
+            last = self._append(jobs, "attention", work, "host", "compute", after=last, chain=True)
         if after:
             rest = self._gpu_work(after)
             self._append(
-                jobs, "compute", rest.amounts, "gpu0", "compute", last, chain=True, overhead=rest.overhead_s
+                jobs, "compute", rest.amounts, "gpu0", "compute", after=last, chain=True, overhead=rest.overhead_s
             )
 
     def _cpu_share(self, placement: Placement) -> float:
@@ -408,7 +339,7 @@ class FlexgenRun:
         return Work({"gpu0.compute": HALF * elements / self.codec_rate})
 
     def _operators(self, unit: Unit, step: Step) -> tuple[list[Operator], Operator | None, list[Operator]]:
-        """Operators before attention, attention, and operators after it; weights are fp16 once they are computed with."""
+        """Operators before attention, attention, and operators after it, with fp16 weights."""
         kinds = {group.kind for group in unit.groups}
         model = self.setup.model
         if unit.layer is None:
@@ -423,7 +354,7 @@ class FlexgenRun:
         return found[:place], found[place], found[place + 1 :] + tail
 
     def lanes(self, jobs: list[Job]) -> dict[str, float]:
-        """Seconds that an iteration needs of the chain of launches and of every resource: no schedule beats any of them."""
+        """Seconds that an iteration needs of each chain and resource; no schedule beats any of them."""
         seconds: dict[str, float] = {}
         for job in jobs:
             for name in (["chain"] if job.chain else []) + ([job.path] if job.path else []):
@@ -461,21 +392,12 @@ class FlexgenRun:
         return builder.build()
 
 
-def _positions(batches: int) -> list[tuple[bool, bool, int]]:
-    """(first, last, how many) of the GPU batches of a unit."""
-    if batches == 1:
-        return [(True, True, 1)]
-    return [(True, False, 1), (False, True, 1)] + ([(False, False, batches - 2)] if batches > 2 else [])
-
-
 def _emit(builder: GraphBuilder, jobs: list[Job], barrier: tuple[int, ...], prefix: str) -> tuple[int, ...]:
     """Add an iteration that starts at a barrier; returns the barrier at its end."""
     indices: list[int] = []
     for job in jobs:
         after = (*(indices[n] for n in job.after), *barrier)
-        indices.append(
-            builder.add(prefix + job.name, job.work, stream=job.stream, after=after, kind=job.kind)
-        )
+        indices.append(builder.add(prefix + job.name, job.work, stream=job.stream, after=after, kind=job.kind))
     return (builder.add(f"{prefix}synchronise", after=indices or barrier),)
 
 

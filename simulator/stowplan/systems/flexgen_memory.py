@@ -12,8 +12,9 @@ from stowplan.models.model import Attention, LatentAttention
 from stowplan.ops import CacheFormat, output_tensor
 from stowplan.plan import MemoryUse
 from stowplan.systems.base import DISK, RAM
-from stowplan.systems.flexgen_execution import FlexgenRun, Placement, Unit
+from stowplan.systems.flexgen_execution import FlexgenRun, Placement
 from stowplan.systems.flexgen_policy import GPU, HALF, TIERS, homes
+from stowplan.systems.flexgen_schedule import Unit
 
 Parts = dict[str, dict[str, float]]
 """Tier to what its use is made of."""
@@ -53,9 +54,7 @@ class FlexgenMemory:
     def _cache_of_batch(self) -> tuple[float, float]:
         """Uncompressed bytes of one GPU batch's cache over all layers, and of the largest layer."""
         size = self.settings.gpu_batch_size
-        layers = [
-            size * CacheFormat().sequence_bytes(layer, self.workload.capacity) for layer in self.model.layers
-        ]
+        layers = [size * CacheFormat().sequence_bytes(layer, self.workload.capacity) for layer in self.model.layers]
         return sum(layers), max(layers)
 
     def cache(self, shares: Mapping[str, float]) -> Parts:
@@ -87,9 +86,7 @@ class FlexgenMemory:
         tokens = self.settings.gpu_batch_size * max(1, self.workload.prompt)
         widest = HALF * tokens * output_tensor(self.model).rows
         for layer in self.model.layers:
-            widest = max(
-                widest, *(HALF * tokens * t.rows for t in layer.tensors if t.columns > 1 and t.count == 1)
-            )
+            widest = max(widest, *(HALF * tokens * t.rows for t in layer.tensors if t.columns > 1 and t.count == 1))
             if isinstance(layer.mixer, Attention | LatentAttention):
                 pairs = tokens * (self.workload.depth + self.workload.prompt)
                 widest = max(widest, _SCORE_COPIES * HALF * layer.mixer.heads * pairs)

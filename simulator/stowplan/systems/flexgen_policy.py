@@ -105,7 +105,8 @@ def checked(settings: FlexgenSettings) -> FlexgenSettings:
             )
     if not _pure(percent[4:]):
         raise NotExpressible(
-            f"--percent: hidden states have {percent[4]} {percent[5]}, but FlexGen keeps them on one tier: 100 0, 0 100 or 0 0"
+            f"--percent: hidden states have {percent[4]} {percent[5]}, but FlexGen keeps them on one tier; "
+            "use 100 0, 0 100 or 0 0"
         )
     if settings.compress_cache and not _pure(percent[2:4]):
         raise NotExpressible(
@@ -191,9 +192,7 @@ def homes(group: Group, gpu: int, cpu: int) -> tuple[str, ...]:
     disk, total, cumulated = 100 - gpu - cpu, group.elements, 0
     found: list[str] = []
     for piece in group.pieces:
-        middle = 100 * (
-            2 * cumulated + piece.elements
-        )  # in units of total / 200, so that the comparison is exact
+        middle = 100 * (2 * cumulated + piece.elements)  # in units of total / 200, so that the comparison is exact
         cumulated += piece.elements
         if middle < 2 * disk * total:
             found.append(DISK)

@@ -64,13 +64,14 @@ class LlamaCppMemory:
     def gpu_buffer(self, layers: Sequence[tuple[Layer, LayerPlaces]], gpu: str, *, output_here: bool) -> float:
         """Compute buffer of one GPU: logits or the widest layer, and the largest weight that is streamed through it."""
         tokens = self.settings.ubatch
+        distinct = _distinct(layers)
         logits = 4.0 * tokens * (output_tensor(self.model).rows + self.model.hidden) if output_here else 0.0
-        mine = [(layer, places) for layer, places in layers if places.mixer == gpu]
+        mine = [(layer, places) for layer, places in distinct if places.mixer == gpu]
         widest = max(
             (self._activations(layer, places.place(Part.EXPERT_DOWN) == gpu) for layer, places in mine), default=0.0
         )
         streams = self.settings.op_offload and tokens >= OFFLOAD_MIN_TOKENS and gpu == "gpu0"
-        staging = self._largest_in_ram(layers) if streams else 0.0
+        staging = self._largest_in_ram(distinct) if streams else 0.0
         return max(logits, widest) + staging
 
     def _largest_in_ram(self, layers: Iterable[tuple[Layer, LayerPlaces]]) -> float:
@@ -88,4 +89,15 @@ class LlamaCppMemory:
         """Compute buffer in host memory."""
         if not layers:
             return 0.0
-        return max(self._activations(layer, places.place(Part.EXPERT_DOWN) == RAM) for layer, places in layers)
+        return max(
+            self._activations(layer, places.place(Part.EXPERT_DOWN) == RAM) for layer, places in _distinct(layers)
+        )
+
+
+def _distinct(layers: Sequence[tuple[Layer, LayerPlaces]]) -> list[tuple[Layer, LayerPlaces]]:
+    """One layer of every size and placement: buffers are maxima, so repeats do not matter."""
+    found = {
+        (sum(t.bytes for t in layer.tensors), len(layer.tensors), layer.mixer, places): layer
+        for layer, places in layers
+    }
+    return [(layer, key[-1]) for key, layer in found.items()]

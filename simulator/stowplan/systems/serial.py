@@ -140,6 +140,7 @@ class SerialRun(ABC):
         self.setup, self.workload = setup, workload
         self.classes = classify(setup.model)
         self._prices: dict[tuple[int, LayerPlaces, Step], Price] = {}
+        self._part_bytes: dict[int, Mapping[Part, float]] = {}
         self._class_of = {index: k for k, members in enumerate(self.classes) for index in members.indices}
 
     @abstractmethod
@@ -201,10 +202,20 @@ class SerialRun(ABC):
     def layer_bytes(self, layer: Layer, places: LayerPlaces) -> dict[str, float]:
         """Weights and cache of a layer by place."""
         used = {places.kv: self.kv_bytes(layer)}
-        for tensor in layer.tensors:
-            place = places.place(part_of(tensor))
-            used[place] = used.get(place, 0.0) + tensor.bytes
+        for part, size in self.part_bytes(layer).items():
+            place = places.place(part)
+            used[place] = used.get(place, 0.0) + size
         return used
+
+    def part_bytes(self, layer: Layer) -> Mapping[Part, float]:
+        """Weights of a layer by part."""
+        index = self._class_of[layer.index]
+        if index not in self._part_bytes:
+            sizes: dict[Part, float] = {}
+            for tensor in layer.tensors:
+                sizes[part_of(tensor)] = sizes.get(part_of(tensor), 0.0) + tensor.bytes
+            self._part_bytes[index] = sizes
+        return self._part_bytes[index]
 
     def warnings(self, layers: Sequence[LayerPlaces]) -> tuple[str, ...]:  # noqa: ARG002
         """What the user should know about a placement."""

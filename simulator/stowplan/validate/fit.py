@@ -129,8 +129,11 @@ def fit() -> list[Fitted]:
     """Constants of llama.cpp and ik_llama.cpp, fitted together to their cases of the ``fit`` split."""
     problem = _Problem()
     start = np.zeros(len(problem.names))
-    solution = least_squares(problem.residuals, start, loss="soft_l1", diff_step=0.02, max_nfev=10, verbose=2)
-    covariance = np.linalg.pinv(solution.jac.T @ solution.jac)
+    solution = least_squares(
+        problem.residuals, start, loss="soft_l1", diff_step=np.full(len(start), 0.02), max_nfev=10, verbose=2
+    )
+    jacobian = np.asarray(solution.jac, dtype=np.float64)
+    covariance = np.linalg.pinv(jacobian.T @ jacobian)
     return [
         Fitted(f"{engine or 'both'}: {name}", before, before * float(np.exp(move)), float(np.sqrt(covariance[i, i])))
         for i, ((engine, name), before, move) in enumerate(zip(problem.names, problem.before, solution.x, strict=True))
