@@ -151,7 +151,8 @@ def distinct_experts(total: int, active: int, tokens: float) -> float:
 
     ``total (1 - (1 - active/total)^tokens)``: exact for independent uniform routing.
     """
-    return total * (1.0 - (1.0 - active / total) ** tokens)
+    missed: float = (1.0 - active / total) ** tokens
+    return total * (1.0 - missed)
 
 
 def visible_pairs(new: int, past: int, window: int | None) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from stowplan.cli import words
 from stowplan.cli.placement import held_in_ram, placement_table
-from stowplan.cli.tables import WIDTH, Line, blank, labelled, paragraph, table
+from stowplan.cli.tables import WIDTH, Line, blocks, labelled, paragraph, table
 from stowplan.units import format_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +21,47 @@ _GIB = 2.0**30
 _PROVEN = 1e-3
 _MOST_ALTERNATIVES = 5
 _OBJECTIVES = {"request": "request", "decode": "decode", "ttft": "first token", "throughput": "token"}
+
+
+def plan_answer(
+    setup: Setup, planned: Planned, objective: Objective, rates: Mapping[str, float], simulated_s: float
+) -> list[Line]:
+    """What `plan` prints.
+
+    Args:
+        setup, planned, objective: what was asked and found.
+        rates: what each resource gives per second.
+        simulated_s: a decode step in the simulator.
+    """
+    plan, prediction = planned.plan, planned.prediction
+    return blocks(
+        heading(setup, prediction),
+        speed(prediction) + limit(setup, plan, prediction, rates),
+        details(setup, plan, prediction),
+        alternatives(planned, objective),
+        batch_curve(planned),
+        worth(planned, objective, len(setup.gpus)),
+        [Line(line, "verbatim") for line in (prediction.command or "").splitlines()],
+        proof(planned, simulated_s),
+    )
+
+
+def prediction_answer(
+    setup: Setup, plan: Plan, prediction: Prediction, rates: Mapping[str, float], at_contexts: Mapping[int, float]
+) -> list[Line]:
+    """What `predict` prints before any comparison; `at_contexts` has tokens/s by tokens in the cache."""
+    return blocks(
+        heading(setup, prediction),
+        speed(prediction) + contexts(at_contexts) + limit(setup, plan, prediction, rates),
+        details(setup, plan, prediction),
+    )
+
+
+def contexts(rates: Mapping[int, float]) -> list[Line]:
+    """Decode at several fillings of the cache."""
+    entries = [f"{words.tokens(held)} tokens" if held else "an empty cache" for held in rates]
+    shown = [f"{words.rate(rate)} tok/s at {at}" for at, rate in zip(entries, rates.values(), strict=True)]
+    return labelled("by context", ", ".join(shown)) if shown else []
 
 
 def heading(setup: Setup, prediction: Prediction) -> list[Line]:
@@ -54,18 +95,16 @@ def speed(prediction: Prediction) -> list[Line]:
     return lines
 
 
-def body(setup: Setup, plan: Plan, prediction: Prediction, rates: Mapping[str, float]) -> list[Line]:
-    """The limit, memory and the table of places."""
-    limit = words.limit(prediction, rates, held_in_ram(setup, plan), len(setup.gpus))
-    lines = labelled("limit", limit, "limit") + labelled("memory", words.memory(prediction.memory_bytes))
-    lines += blank() + placement_table(setup, plan)
-    return lines + warnings(prediction.warnings)
+def limit(setup: Setup, plan: Plan, prediction: Prediction, rates: Mapping[str, float]) -> list[Line]:
+    """What limits a step, and the memory."""
+    sentence = words.limit(prediction, rates, held_in_ram(setup, plan), len(setup.gpus))
+    return labelled("limit", sentence, "limit") + labelled("memory", words.memory(prediction.memory_bytes))
 
 
-def warnings(texts: Sequence[str]) -> list[Line]:
-    """What the user should know, after an empty line."""
-    lines = [line for text in texts for line in labelled("mind", text, "warning")]
-    return blank() + lines if lines else []
+def details(setup: Setup, plan: Plan, prediction: Prediction) -> list[Line]:
+    """The table of places and what the user should know."""
+    minded = [line for text in prediction.warnings for line in labelled("mind", text, "warning")]
+    return placement_table(setup, plan) + blocks(minded)
 
 
 def alternatives(planned: Planned, objective: Objective) -> list[Line]:
@@ -83,7 +122,7 @@ def alternatives(planned: Planned, objective: Objective) -> list[Line]:
         ]
         for each in best
     ]
-    return table(["runners-up", "decode", "first token", f"the {_OBJECTIVES[objective]} takes"], rows, numbers=(1, 2))
+    return table(["runners-up", "decode", "first token", f"a {_OBJECTIVES[objective]} takes"], rows, numbers=(1, 2))
 
 
 def _longer(each: Alternative, cost: float) -> str:
@@ -108,10 +147,12 @@ def worth(planned: Planned, objective: Objective, gpus: int) -> list[Line]:
         entries.append(f"{name} {f'{saved:.1f} %' if saved >= 0.05 else 'nothing'}")
     if not entries or len(entries) > 5:
         return []
+    if all(entry.endswith("nothing") for entry in entries):
+        return labelled("1 GiB more", "of any memory changes nothing")
     return labelled("1 GiB more", f"shortens the {_OBJECTIVES[objective]} by:   {'   '.join(entries)}")
 
 
-def proof(planned: Planned, simulated_s: float, engine: str) -> list[Line]:
+def proof(planned: Planned, simulated_s: float) -> list[Line]:
     """How far from the best possible, how it was found, and what it rests on."""
     parts = []
     solver = planned.prediction.solver
@@ -122,9 +163,9 @@ def proof(planned: Planned, simulated_s: float, engine: str) -> list[Line]:
         tried = f"({effort}, {solver.programmes} {many})"
         within = f"{math.ceil(gap * 1000 - 1e-6) / 10 if gap > _PROVEN else 0.1:.1f} %"
         if gap <= _PROVEN * 1.01:
-            parts.append(f"proven optimal within 0.1 % {tried} for what {engine} can place")
+            parts.append(f"proven optimal within 0.1 % {tried} for what {planned.plan.system} can place")
         else:
-            parts.append(f"at most {within} from the best that {engine} can place {tried}")
+            parts.append(f"at most {within} from the best that {planned.plan.system} can place {tried}")
     parts.append(f"one step simulated: {words.seconds(simulated_s)}")
     parts.append(words.provenance(planned.prediction.rests_on))
     return paragraph("; ".join(parts), "faint")
@@ -139,4 +180,4 @@ def batch_curve(planned: Planned) -> list[Line]:
         [str(batch), words.rate(rate), words.seconds(step), words.seconds(first), "chosen" if batch == chosen else ""]
         for batch, rate, step, first in planned.batch_curve
     ]
-    return blank() + table(["batch", "tok/s", "per token", "first token", ""], rows, numbers=(0, 1, 2, 3))
+    return table(["batch", "tok/s", "per token", "first token", ""], rows, numbers=(0, 1, 2, 3))

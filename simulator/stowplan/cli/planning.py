@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stowplan.cli.inputs import Context, Depth, Generate, Html, Json, On, Prompt, Quant, Set, Trace
+from stowplan.errors import DoesNotFit, InputError, NotExpressible
 
 if TYPE_CHECKING:
     from stowplan.planner.result import Planned, Request
@@ -49,7 +50,9 @@ def plan(
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, max=2**20, help="Requests at once (1; chosen for throughput).")
     ] = None,
-    objective: Annotated[Aim, typer.Option("--objective", help="What to make fast.")] = Aim.REQUEST,
+    objective: Annotated[
+        Aim | None, typer.Option("--objective", help="What to make fast (request; throughput for flexgen).")
+    ] = None,
     kv: Annotated[
         str | None, typer.Option("--kv", metavar="TYPE", help="Cache type such as q8_0, or KEYS,VALUES.")
     ] = None,
@@ -82,9 +85,13 @@ def plan(
     settings = inputs.llama_cpp_settings(kv=kv, ubatch=ubatch, threads=threads, margin=margin)
     if system == _IK:
         system, settings = "llama.cpp", settings | {"engine": _IK, "release": "pre-2025-12"}
+    elif system != "llama.cpp" and settings:
+        raise InputError(f"--kv, --ubatch, --threads and --margin are knobs of llama.cpp; {system} has none of them")
+    aim = objective or (Aim.THROUGHPUT if system == "flexgen" else Aim.REQUEST)
     asked = inputs.workload(context=context, prompt=prompt, generate=generate, depth=depth, batch=batch)
-    engine = load_system(system)
-    setup = make_setup(load_machine(on, set_ or []), load_model(model, quant), engine)
+    if write_lp is not None and system != "llama.cpp":
+        raise InputError(f"--write-lp prints llama.cpp's programme; {system} is solved as many small ones")
+    setup = make_setup(load_machine(on, set_ or []), load_model(model, quant), load_system(system))
     from stowplan.planner.result import Request  # loads the solver: only once the input is known to be good
 
     progress = inputs.Progress()
@@ -92,18 +99,34 @@ def plan(
         setup=setup,
         model_reference=(model, quant),
         workload=asked,
-        objective=objective.value,
+        objective=aim.value,
         settings=settings,
-        batches=_batches() if objective is Aim.THROUGHPUT and batch is None else (),
+        batches=_batches() if aim is Aim.THROUGHPUT and batch is None else (),
         solver=solver.value,
-        write_lp=write_lp,
         progress=progress,
     )
     try:
-        planned = solved(system, request)
+        planned = _solved(system, request, write_lp)
     finally:
         progress.done()
-    _answer(setup, planned, objective.value, engine.title, output=output, html=html, trace=trace, json=json)
+    _answer(setup, planned, aim.value, output=output, html=html, trace=trace, json=json)
+
+
+def _solved(system: str, request: Request, write_lp: str | None) -> Planned:
+    """The plan; the programme appears under its name only once it is whole."""
+    if write_lp is None:
+        return solved(system, request)
+    from dataclasses import replace
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from stowplan.plan import write_atomically
+
+    with TemporaryDirectory() as folder:
+        unfinished = Path(folder) / "programme.lp"
+        planned = solved(system, replace(request, write_lp=str(unfinished)))
+        write_atomically(Path(write_lp), unfinished.read_bytes())
+    return planned
 
 
 def solved(system: str, request: Request) -> Planned:
@@ -112,7 +135,6 @@ def solved(system: str, request: Request) -> Planned:
     Raises:
         DoesNotFit: with a smaller mix and a larger machine in its sentence.
     """
-    from stowplan.errors import DoesNotFit
     from stowplan.planner.dispatch import plan_for
 
     try:
@@ -135,7 +157,6 @@ def _answer(
     setup: Setup,
     planned: Planned,
     objective: Objective,
-    engine: str,
     *,
     output: str | None,
     html: str | None,
@@ -160,25 +181,7 @@ def _answer(
     if json:
         tables.print_verbatim(documents.as_json(documents.answer_of(planned, objective, run.makespan)))
         return
-    prediction = planned.prediction
-    tables.print_lines(
-        [
-            *tables.blank(),
-            *answers.heading(setup, prediction),
-            *tables.blank(),
-            *answers.speed(prediction),
-            *answers.body(setup, planned.plan, prediction, run.graph.rates),
-            *tables.blank(),
-            *answers.alternatives(planned, objective),
-            *answers.batch_curve(planned),
-            *tables.blank(),
-            *answers.worth(planned, objective, len(setup.gpus)),
-            *tables.blank(),
-        ]
-    )
-    if prediction.command is not None:
-        tables.print_verbatim(prediction.command + "\n")
-    tables.print_lines(answers.proof(planned, run.makespan, engine))
+    tables.print_lines(answers.plan_answer(setup, planned, objective, run.graph.rates, run.makespan))
 
 
 def export(
@@ -194,7 +197,6 @@ def export(
     from pathlib import Path
 
     from stowplan.cli import outputs, tables
-    from stowplan.errors import NotExpressible
     from stowplan.machines import load_machine
     from stowplan.models import load_model
     from stowplan.plan import read_plan

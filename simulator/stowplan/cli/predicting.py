@@ -91,18 +91,11 @@ def predict(
         tables.print_verbatim(documents.as_json(prediction))
         return
     rates = system.decode_graph(given.setup, given.plan).rates
+    comparison = _comparison(given, prediction) if compare and given.plan.system == "llama.cpp" else []
+    known = tables.paragraph(provenance(prediction.rests_on), "faint")
     tables.print_lines(
-        [
-            *tables.blank(),
-            *answers.heading(given.setup, prediction),
-            *tables.blank(),
-            *answers.speed(prediction),
-            *_at_contexts(given),
-            *answers.body(given.setup, given.plan, prediction, rates),
-            *tables.blank(),
-            *(_comparison(given, prediction) if compare and given.plan.system == "llama.cpp" else []),
-            *tables.paragraph(provenance(prediction.rests_on), "faint"),
-        ]
+        answers.prediction_answer(given.setup, given.plan, prediction, rates, _at_contexts(given))
+        + tables.blocks(comparison, known)
     )
 
 
@@ -126,16 +119,11 @@ def _given(
         raise InputError("--on MACHINE is missing: a command does not say where it runs")
     from stowplan.machines import load_machine
     from stowplan.plan import Workload
-    from stowplan.planner.commands import understand
+    from stowplan.planner.commands import Hints, understand
 
-    understood = understand(
-        words,
-        load_machine(on, overrides),
-        model=reference[0],
-        quant=reference[1],
-        workload=Workload.model_validate(asked),
-        release=release,
-    )
+    workload = Workload.model_validate(asked)
+    hints = Hints(model=reference[0], quant=reference[1], workload=workload, release=release)
+    understood = understand(words, load_machine(on, overrides), hints)
     return _Given(understood.setup, understood.plan, list(understood.warnings))
 
 
@@ -172,24 +160,21 @@ def _from_file(
     return _Given(setup, plan, [])
 
 
-def _at_contexts(given: _Given) -> list[Line]:
-    """Decode at an empty, a half full and a full cache, where the cache is long enough to matter."""
-    from stowplan.cli import tables
-    from stowplan.cli import words as plain
+def _at_contexts(given: _Given) -> dict[int, float]:
+    """Tokens/s of the batch at an empty, a half full and a full cache, where it is long enough to matter."""
     from stowplan.systems import load_system
 
     system, capacity = load_system(given.plan.system), given.plan.workload.capacity
     if capacity < _LONG_CONTEXT:
-        return []
-    entries = []
-    for name, held in (("empty", 0), ("half", capacity // 2), ("full", capacity)):
+        return {}
+    rates = {}
+    for held in (0, capacity // 2, capacity):
         workload = given.plan.workload.model_copy(
             update={"prompt": 0, "generate": 0, "depth": 0, "decode_depth": held, "context": capacity}
         )
         evaluation = system.evaluate(given.setup, given.plan.model_copy(update={"workload": workload}))
-        at = f"{name} ({plain.tokens(held)})" if held else name
-        entries.append(f"{at} {plain.rate(workload.batch / evaluation.decode_s)} tok/s")
-    return tables.labelled("decode at", "   ".join(entries))
+        rates[held] = workload.batch / evaluation.decode_s
+    return rates
 
 
 def _better(given: _Given) -> Planned:
@@ -214,16 +199,14 @@ def _comparison(given: _Given, prediction: Prediction) -> list[Line]:
         return []
     ratio = _request_seconds(prediction) / _request_seconds(better.prediction)
     if ratio < _CLOSE:
-        near = tables.paragraph("This is within 3 % of the best plan for the same request, mix and cache types.")
-        return [*near, *tables.blank()]
+        return tables.paragraph("This is within 3 % of the best plan for the same request, mix and cache types.")
     found = better.prediction
     gains = [
         f"decode {plain.rate(prediction.decode_tokens_per_s)} -> {plain.rate(found.decode_tokens_per_s)} tok/s",
         f"first token {plain.seconds(prediction.ttft_s)} -> {plain.seconds(found.ttft_s)}",
     ]
     text = f"You leave {plain.times(ratio)} on the table ({', '.join(gains if prediction.ttft_s else gains[:1])}):"
-    lines = [*tables.paragraph(text, "limit"), tables.Line(f"  {plan_command(given.plan)}", "limit")]
-    return [*lines, *tables.blank()]
+    return [*tables.paragraph(text, "limit"), tables.Line(f"  {plan_command(given.plan)}", "limit")]
 
 
 def _request_seconds(prediction: Prediction) -> float:

@@ -46,12 +46,12 @@ def first_sentence(module: str) -> str:
 
 
 def _machine(name: str, overrides: list[str]) -> list[Line]:
-    from stowplan.cli.tables import Line, blank, table
+    from stowplan.cli.tables import Line, table
     from stowplan.figures import machine_figures
     from stowplan.machines import load_machine
 
     machine = load_machine(name, overrides)
-    lines = [Line(f"  {machine.name}", "answer"), *blank()]
+    lines = [Line(f"  {machine.name}", "answer"), Line("")]
     rates = [
         [figure, _rate(figure, number), number.kind.value, number.source]
         for figure, number in machine_figures(machine).items()
@@ -59,7 +59,7 @@ def _machine(name: str, overrides: list[str]) -> list[Line]:
     ]
     lines += table(["what it reaches", *_HEADER[1:]], rates)
     for title, kind, part in _parts(machine):
-        lines += [*blank(), Line(f"  {title}", "answer"), *table(_HEADER, list(_numbers(kind, part)))]
+        lines += [Line(""), Line(f"  {title}", "answer"), *table(_HEADER, list(_numbers(kind, part)))]
     return lines
 
 
@@ -126,21 +126,21 @@ def _row(name: str, number: Number, dimension: Dimension | None) -> list[str]:
 def _part(kind: PartKind, load: str) -> Callable[[str], list[Line]]:
     def shown(name: str) -> list[Line]:
         from stowplan import machines
-        from stowplan.cli.tables import Line, blank, table
+        from stowplan.cli.tables import Line, table
 
         part: Any = getattr(machines, load)(name)
-        return [Line(f"  {part.name}", "answer"), *blank(), *table(_HEADER, list(_numbers(kind, part)))]
+        return [Line(f"  {part.name}", "answer"), Line(""), *table(_HEADER, list(_numbers(kind, part)))]
 
     return shown
 
 
 def _model(name: str) -> list[Line]:
-    from stowplan.cli.tables import Line, blank, labelled, table
+    from stowplan.cli.tables import Line, labelled, table
     from stowplan.models import load_model, model_kv_bytes_per_token
     from stowplan.units import format_bytes
 
     model = load_model(name)
-    lines = [Line(f"  {model.name}", "answer"), *blank()]
+    lines = [Line(f"  {model.name}", "answer"), Line("")]
     lines += labelled("weights", f"{model.parameters / 1e9:.4g} B, {model.active_parameters / 1e9:.4g} B for a token")
     if model.published_parameters:
         lines += labelled("published", f"{model.published_parameters / 1e9:.4g} B")
@@ -148,7 +148,7 @@ def _model(name: str) -> list[Line]:
     cache = format_bytes(model_kv_bytes_per_token(model))
     smaller = format_bytes(model_kv_bytes_per_token(model, "q8_0", "q8_0"))
     lines += labelled("KV cache", f"{cache} per token in f16, {smaller} in q8_0; made for {model.max_context:,} tokens")
-    lines += [*labelled("read in", model.origin), *blank()]
+    lines += [*labelled("read in", model.origin), Line("")]
     return lines + table(["mix", "size", "bits per weight"], list(_sizes(name)), numbers=(1, 2))
 
 
@@ -172,11 +172,11 @@ def _sizes(name: str) -> Iterator[list[str]]:
 
 
 def _format(name: str) -> list[Line]:
-    from stowplan.cli.tables import Line, blank, labelled
+    from stowplan.cli.tables import Line, labelled
     from stowplan.models import kv_formats, load_format
 
     found = load_format(name)
-    lines = [Line(f"  {found.name}", "answer"), *blank()]
+    lines = [Line(f"  {found.name}", "answer"), Line("")]
     lines += labelled("size", f"{found.bits_per_weight:.5g} bits per weight, scales included")
     lines += labelled("block", f"{found.block} weights in {found.block_bytes:g} bytes")
     lines += labelled("family", found.family)
@@ -186,13 +186,13 @@ def _format(name: str) -> list[Line]:
 
 
 def _system(name: str) -> list[Line]:
-    from stowplan.cli.tables import Line, blank, paragraph, table
+    from stowplan.cli.tables import Line, paragraph, table
     from stowplan.systems import load_system
 
     system = load_system(name)
-    lines = [Line(f"  {system.title}", "answer"), *blank()]
+    lines = [Line(f"  {system.title}", "answer"), Line("")]
     for text in (sys.modules[type(system).__module__].__doc__ or "").split("\n\n"):
-        lines += [*paragraph(" ".join(text.split())), *blank()]
+        lines += [*paragraph(" ".join(text.split())), Line("")]
     return lines + table(["constant", *_HEADER[1:]], list(_constants(system.kernels)))
 
 

@@ -12,15 +12,22 @@ from typing import Literal
 WIDTH = 110
 """Columns that every line keeps to, whatever the terminal."""
 
-Style = Literal["", "answer", "limit", "warning", "faint"]
+Style = Literal["", "answer", "limit", "warning", "faint", "verbatim"]
 
-_COLOURS: dict[Style, str] = {"": "", "answer": "bold", "limit": "yellow", "warning": "red", "faint": "dim"}
+_COLOURS: dict[Style, str] = {
+    "": "",
+    "answer": "bold",
+    "limit": "yellow",
+    "warning": "red",
+    "faint": "dim",
+    "verbatim": "",
+}
 _INDENT = "  "
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line and what it means."""
+    """One line and what it means; ``verbatim`` is to be pasted, so nothing may wrap or colour it."""
 
     text: str
     style: Style = ""
@@ -70,9 +77,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iter
     return lines
 
 
-def blank() -> list[Line]:
-    """An empty line."""
-    return [Line("")]
+def blocks(*parts: Iterable[Line]) -> list[Line]:
+    """Parts with an empty line before each; empty parts leave none."""
+    return [line for part in map(list, parts) if part for line in (Line(""), *part)]
 
 
 def print_lines(lines: Iterable[Line]) -> None:
@@ -84,16 +91,14 @@ def print_lines(lines: Iterable[Line]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     for line in lines:
-        console.print(Text(line.text, style=_COLOURS[line.style]))
+        if line.style == "verbatim":
+            print(line.text)
+        else:
+            console.print(Text(line.text, style=_COLOURS[line.style]))
 
 
 def print_verbatim(text: str) -> None:
     """Print text that must stay as it is, such as a command to paste."""
     print(text)
-
-
-def note(text: str) -> None:
-    """A remark on stderr, where it disturbs no pipe."""
-    print(text, file=sys.stderr)

@@ -62,6 +62,7 @@ def _doing(name: str, rates: Mapping[str, float], held_in_ram: str, gpus: int) -
     rate = format_rate(rates[name]) if name in rates else "its rate"
     device, _, what = name.partition(".")
     gpu = place(device, gpus)
+    the_gpu = "the GPU" if gpus <= 1 else gpu
     by_name = {
         "host.dram": f"reads {held_in_ram} from RAM at {rate}",
         "host.cores": f"computes with {held_in_ram} from RAM on the CPU",
@@ -72,22 +73,22 @@ def _doing(name: str, rates: Mapping[str, float], held_in_ram: str, gpus: int) -
         "peer": f"copies between GPUs at {rate}",
     }
     by_device = {
-        "hbm": f"reads {gpu} memory at {rate}",
-        "compute": f"computes on the {gpu}",
-        "h2d": f"copies to the {gpu} at {rate}",
-        "d2h": f"copies from the {gpu} at {rate}",
+        "hbm": f"reads the memory of {the_gpu} at {rate}",
+        "compute": f"computes on {the_gpu}",
+        "h2d": f"copies to {the_gpu} at {rate}",
+        "d2h": f"copies from {the_gpu} at {rate}",
     }
     return by_name.get(name) or by_device.get(what, f"is spent on {name}")
 
 
 def rate(value: float) -> str:
     """Tokens per second with three digits."""
-    return format_rate(value, "").strip() if value < 1e6 and value >= 1e3 else _three(value)
+    return _three(value)
 
 
 def _three(value: float) -> str:
     if value >= 100:
-        return f"{value:.0f}"
+        return f"{value:,.0f}"
     if value >= 10:
         return f"{value:.1f}"
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
@@ -126,7 +127,7 @@ def memory(tiers: Mapping[str, MemoryUse], *, margin: bool = True) -> str:
                 left = f" (margin {gib(max(0.0, use.capacity - use.used))})" if margin else ""
                 entries.append(f"{place(tier, len(gpus))} {gib(use.used)} / {gib(use.capacity)} GiB{left}")
     for tier, use in tiers.items():
-        if tier.startswith("gpu"):
+        if tier.startswith("gpu") or (tier == "disk" and not use.used):
             continue
         spilled = max(0.0, use.used - use.capacity)
         entries.append(f"{place(tier)} {gib(use.used - spilled)} / {gib(use.capacity)} GiB")

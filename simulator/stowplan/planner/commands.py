@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from stowplan.errors import InputError, UnknownName
+from stowplan.errors import InputError, NotExpressible, UnknownName
 from stowplan.machines.machine import Machine
 from stowplan.models import identify_file_name, load_model
 from stowplan.models.model import Model
 from stowplan.plan import Plan, Workload
 from stowplan.planner.predict import make_setup
-from stowplan.systems import load_system
+from stowplan.systems.accelerate import Accelerate
 from stowplan.systems.base import Setup
-from stowplan.systems.llama_cpp import LlamaCppRun
+from stowplan.systems.flexgen import Flexgen, model_of
+from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
 from stowplan.systems.llama_cpp_auto import automatic
 from stowplan.systems.llama_cpp_commands import make_plan, placement_from, settings_from, workload_from
 from stowplan.systems.llama_cpp_flags import Flags, read_flags
@@ -32,62 +35,80 @@ class Understood:
     warnings: list[str]
 
 
-def understand(
-    words: Sequence[str],
-    machine: Machine,
-    *,
-    model: str | None = None,
-    quant: str | None = None,
-    workload: Workload | None = None,
-    release: str | None = None,
-) -> Understood:
-    """The plan that a llama.cpp command means on a machine.
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a command does not say.
+
+    Attributes:
+        model, quant: what its model file holds, where the file's name does not say.
+        workload: prompt and generation to predict for, where the command does not say.
+        release: which rule ``-ngl`` follows, see `LlamaCppSettings.release`; None for the engine's current one.
+        ik: whether the engine is ik_llama.cpp, where no flag gives it away.
+        loaded: the model, where it is loaded already; `model` and `quant` then only name it.
+    """
+
+    model: str | None = None
+    quant: str | None = None
+    workload: Workload = field(default_factory=Workload)
+    release: str | None = None
+    ik: bool = False
+    loaded: Model | None = None
+
+
+def understand(words: Sequence[str], machine: Machine, hints: Hints | None = None) -> Understood:
+    """The plan that a command of llama.cpp, ik_llama.cpp, FlexGen or Accelerate means on a machine.
 
     Args:
         words: the command, split as a shell does.
         machine: where it runs.
-        model, quant: what the command's model file holds, where its name does not say.
-        workload: prompt and generation to predict for, where the command does not say.
-        release: which rule ``-ngl`` follows, see `LlamaCppSettings.release`; None for the engine's current one.
+        hints: what the command does not say.
 
     Raises:
         InputError, NotExpressible: a flag, value or model that cannot be understood; names it.
     """
+    hints = hints or Hints()
+    if any(word.startswith("flexgen") for word in words[:3]):
+        return _understand_flexgen(words, machine, hints)
+    if words and words[0] == "accelerate":
+        return _understand_accelerate(words, machine, hints)
+    return _understand_llama_cpp(words, machine, hints)
+
+
+def _understand_flexgen(words: Sequence[str], machine: Machine, hints: Hints) -> Understood:
+    named = dict(zip(words, [*words[1:], ""], strict=True)).get("--model", "")
+    key = hints.model or model_of(named)
+    if key is None:
+        raise NotExpressible(f"FlexGen runs OPT models, and --model is '{named}'; name one such as facebook/opt-30b")
+    model = hints.loaded or load_model(key, hints.quant or "fp16")
+    setup = make_setup(machine, model, Flexgen())
+    plan = Flexgen().parse(words, setup, **_names(machine, key, hints.quant or "fp16"))
+    return Understood(setup, plan, Flexgen.key, [])
+
+
+def _understand_accelerate(words: Sequence[str], machine: Machine, hints: Hints) -> Understood:
+    if hints.model is None:
+        raise InputError("a device map names no model; add --model NAME --quant FORMAT before --")
+    model = hints.loaded or load_model(hints.model, hints.quant)
+    setup = make_setup(machine, model, Accelerate())
+    plan = Accelerate().parse(shlex.join(words), setup, **_names(machine, hints.model, model.quant))
+    return Understood(setup, plan, Accelerate.key, [])
+
+
+def _names(machine: Machine, model: str, quant: str) -> dict[str, Any]:
+    overrides = [f"{path}={value}" for path, value in machine.overrides]
+    return {"machine": machine.spec, "set": overrides, "model": model, "quant": quant}
+
+
+def _understand_llama_cpp(words: Sequence[str], machine: Machine, hints: Hints) -> Understood:
     flags = read_flags(words)
-    reference = _model_of(flags, model, quant)
-    return _understand(flags, machine, load_model(*reference), reference, workload=workload, release=release)
-
-
-def understand_loaded(
-    words: Sequence[str],
-    machine: Machine,
-    model: Model,
-    reference: tuple[str, str | None],
-    *,
-    workload: Workload | None = None,
-    release: str | None = None,
-    ik: bool = False,
-) -> Understood:
-    """As `understand`, for a model that is loaded already; `ik` says that the engine is ik_llama.cpp."""
-    flags = read_flags(words)
-    flags.ik |= ik
-    return _understand(flags, machine, model, reference, workload=workload, release=release)
-
-
-def _understand(
-    flags: Flags,
-    machine: Machine,
-    loaded: Model,
-    reference: tuple[str, str | None],
-    *,
-    workload: Workload | None,
-    release: str | None,
-) -> Understood:
+    flags.ik |= hints.ik
+    reference = _model_of(flags, hints.model, hints.quant)
+    loaded = hints.loaded or load_model(*reference)
     settings = settings_from(flags, _RUNTIME_MARGIN)
-    setup = make_setup(machine, loaded, load_system("llama.cpp"), settings.engine)
-    if release is not None:
-        settings = settings.model_copy(update={"release": release})
-    asked = workload_from(flags, workload or Workload())
+    setup = make_setup(machine, loaded, LlamaCpp(), settings.engine)
+    if hints.release is not None:
+        settings = settings.model_copy(update={"release": hints.release})
+    asked = workload_from(flags, hints.workload)
     count = _layer_count(flags, loaded, settings.release)
     if count is None:
         run = LlamaCppRun(setup, asked, settings)
@@ -96,7 +117,7 @@ def _understand(
     else:
         layers, output = placement_from(flags, machine, loaded, settings, count)
     plan = make_plan(machine, reference, asked, settings, (layers, output))
-    return Understood(setup, plan, "llama.cpp", flags.warnings)
+    return Understood(setup, plan, LlamaCpp.key, flags.warnings)
 
 
 def _layer_count(flags: Flags, model: Model, release: str) -> int | None:

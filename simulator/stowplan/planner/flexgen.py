@@ -20,7 +20,7 @@ from stowplan.systems.flexgen_policy import GPU, TIERS, FlexgenSettings, edge_gr
 from stowplan.systems.flexgen_schedule import Slot
 
 GPU_BATCH_SIZES = (1, 4, 16, 32, 48, 64, 96, 128, 256)
-NUM_GPU_BATCHES = (1, 2, 3, 4, 6, 8, 12)
+NUM_GPU_BATCHES = (1, 2, 3, 4, 8, 12)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,13 +53,10 @@ class Iteration:
     @cached_property
     def least(self) -> tuple[Matrix, Matrix]:
         """Seconds of each lane by rounding with the cheapest hidden tier (lanes x roundings), and cache's."""
-        fixed = [
-            [self.base.get(lane, 0.0) + table.get(lane, 0.0) + _least(self.hidden, lane) for table in self.weights]
-            for lane in self.lanes
-        ]
-        return np.array(fixed), np.array(
-            [[table.get(lane, 0.0) for table in self.cache.values()] for lane in self.lanes]
-        )
+        loading = [[table.get(lane, 0.0) for table in self.weights] for lane in self.lanes]
+        always = [[self.base.get(lane, 0.0) + _least(self.hidden, lane)] for lane in self.lanes]
+        fixed = np.array(loading) + np.array(always)
+        return fixed, np.array([[table.get(lane, 0.0) for table in self.cache.values()] for lane in self.lanes])
 
 
 @dataclass(frozen=True)

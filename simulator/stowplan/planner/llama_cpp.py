@@ -18,6 +18,8 @@ from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 from stowplan.units import format_bytes
 
 _MICRO_BATCHES = (512, 1024, 2048, 4096)
+_LARGEST_SPILL = 1 / 3
+"""Share of the weights that a plan leaves to page faults of its own accord; more is for who asks for ``-lm mmap``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,12 @@ class LlamaCppPlanner:
             return None
         self.programmes += 1
         self.seconds += found.solved.solver.seconds
+        host = found.evaluation.memory[RAM]
+        if (
+            "load_mode" not in self.fixed
+            and host.used - host.capacity > _LARGEST_SPILL * self.request.setup.model.weight_bytes
+        ):
+            return None
         return _Trial(settings, workload, found)
 
     def _missing(self) -> tuple[str, float]:

@@ -18,7 +18,7 @@ _NEGLIGIBLE = 1e-4
 
 
 def make_setup(machine: Machine, model: Model, system: System, variant: str | None = None) -> Setup:
-    """Model and machine with the figures of the system's kernels, or of a variant's (a fork with kernels of its own)."""
+    """Model and machine with the figures of the system's kernels, or of a variant's (a fork with its own)."""
     return Setup(machine, model, figures_for(machine, system.kernels, variant))
 
 

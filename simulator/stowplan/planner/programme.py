@@ -78,10 +78,10 @@ def build(data: Placement, *, relaxed: bool = False) -> _Programme:
     kind = "Continuous" if relaxed else "Integer"
     problem = pulp.LpProblem("placement", pulp.LpMinimize)
     counts = [
-        [pulp.LpVariable(f"n_{c}_{p}", 0, len(data.classes[c]), kind) for p in range(len(columns))]
+        [problem.add_variable(f"n_{c}_{p}", 0, len(data.classes[c]), kind) for p in range(len(columns))]
         for c, columns in enumerate(data.columns)
     ]
-    spill = None if data.spill_cost is None else pulp.LpVariable("spill_gib", 0)
+    spill = None if data.spill_cost is None else problem.add_variable("spill_gib", 0)
     programme = _Programme(data, problem, counts, spill)
     _objective(programme)
     _every_layer_is_placed(programme)
@@ -144,7 +144,8 @@ def _homes_are_consecutive(programme: _Programme, *, relaxed: bool) -> None:
     for cut in range(len(order) - 1):
         below = set(order[: cut + 1])
         choose = [
-            pulp.LpVariable(f"y_{cut}_{k}", 0, 1, "Continuous" if relaxed else "Integer") for k in range(layers + 1)
+            programme.problem.add_variable(f"y_{cut}_{k}", 0, 1, "Continuous" if relaxed else "Integer")
+            for k in range(layers + 1)
         ]
         programme.problem += pulp.lpSum(choose) == 1, f"one_cut_{cut}"
         for c, (members, columns) in enumerate(zip(data.classes, data.columns, strict=True)):

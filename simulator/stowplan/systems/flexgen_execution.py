@@ -213,6 +213,8 @@ class FlexgenRun:
     ) -> tuple[int, ...]:
         if "disk.read" in amounts or "disk.write" in amounts:
             self._require_disk()
+        if chain:
+            after += tuple(n for n, job in enumerate(jobs) if job.chain)[-1:]
         jobs.append(Job(name, Work(amounts, overhead), stream, kind, after, chain, path))
         return (len(jobs) - 1,)
 
@@ -294,7 +296,6 @@ class FlexgenRun:
 
     def _compute(self, jobs: list[Job], unit: Unit, step: Step, placement: Placement, wait: tuple[int, ...]) -> None:
         """The unit's operators on the GPU, attention on the CPU in between where it is done there."""
-        last = wait + tuple(n for n, job in enumerate(jobs) if job.chain)[-1:]
         overhead = self.setup.figures.value("flexgen.sync")
         before, attention, after = self._operators(unit, step)
         on_cpu = self._cpu_share(placement) if step.new == 1 else 0.0
@@ -305,19 +306,17 @@ class FlexgenRun:
             if self.settings.compress_cache and step.new == 1:
                 first += Work({"gpu0.compute": attention.kv_read / self.codec_rate})
         first = first + Work({}, overhead)
-        last = self._append(
-            jobs, "compute", first.amounts, "gpu0", "compute", after=last, chain=True, overhead=first.overhead_s
+        self._append(
+            jobs, "compute", first.amounts, "gpu0", "compute", after=wait, chain=True, overhead=first.overhead_s
         )
         if attention is not None and on_cpu:
             traffic = self.setup.figures.value("flexgen.cpu_attention_traffic")
             size = attention.kv_read * on_cpu
             work = {"host.dram": traffic * size, CPU_ATTENTION: size}
-            last = self._append(jobs, "attention", work, "host", "compute", after=last, chain=True)
+            self._append(jobs, "attention", work, "host", "compute", chain=True)
         if after:
             rest = self._gpu_work(after)
-            self._append(
-                jobs, "compute", rest.amounts, "gpu0", "compute", after=last, chain=True, overhead=rest.overhead_s
-            )
+            self._append(jobs, "compute", rest.amounts, "gpu0", "compute", chain=True, overhead=rest.overhead_s)
 
     def _cpu_share(self, placement: Placement) -> float:
         """Share of a decode step's attention that the CPU does."""

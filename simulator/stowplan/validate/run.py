@@ -12,7 +12,7 @@ from stowplan.errors import DoesNotFit, StowplanError
 from stowplan.machines import Machine, load_machine
 from stowplan.models import Model, load_model
 from stowplan.plan import Interval, Prediction, Workload
-from stowplan.planner.commands import Understood, understand_loaded
+from stowplan.planner.commands import Hints, Understood, understand
 from stowplan.planner.predict import predict
 from stowplan.systems import load_system
 from stowplan.validate.cases import Case
@@ -75,16 +75,15 @@ def _model(name: str, quant: str) -> Model:
 def understood(case: Case) -> Understood:
     """Setup and plan of a case."""
     machine, model = _machine(case.machine, case.overrides), _model(case.model, case.quant)
-    workload = Workload(prompt=case.prompt, generate=case.generate, depth=case.depth, batch=case.batch)
-    return understand_loaded(
-        shlex.split(case.command),
-        machine,
-        model,
-        (case.model, case.quant),
-        workload=workload,
+    hints = Hints(
+        model=case.model,
+        quant=case.quant,
+        workload=Workload(prompt=case.prompt, generate=case.generate, depth=case.depth, batch=case.batch),
         release="current" if case.engine_version == "current" else "pre-2025-12",
         ik=case.engine_version == "ik",
+        loaded=model,
     )
+    return understand(shlex.split(case.command), machine, hints)
 
 
 def run_case(case: Case) -> list[Outcome] | Failure:
