@@ -192,7 +192,7 @@ def test_shown_machine_takes_overrides() -> None:
 
 WRONG = {
     "unknown model": (["plan", "llama-3.3-70", "--on", MACHINE], "nearest: llama-3.3-70b"),
-    "unknown machine": (["plan", MODEL, "--on", "rtx-3060-laptop"], "nearest: rtx-3060-laptop-16"),
+    "unknown machine": (["plan", MODEL, "--on", "rtx-3060-laptop-8"], "nearest: rtx-3060-laptop-16"),
     "unknown mix": (["plan", MODEL, "--on", MACHINE, "--quant", "q4_k_x"], "q4_k_x"),
     "unknown system": (["plan", MODEL, "--on", MACHINE, "--system", "vlllm"], "vlllm"),
     "unknown cache type": ([*PLAN, "--kv", "q9"], "q8_0"),
@@ -273,8 +273,25 @@ def test_process_prints_on_an_ascii_terminal() -> None:
     assert done.stdout.isascii()
 
 
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["plan", "--help"], ["plan", "-h"], ["--version"]])
+def test_help_and_version_end_well(words: list[str]) -> None:
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert "stowplan" in out
+
+
 def test_help_needs_neither_numbers_nor_solver() -> None:
-    heavy = ("numpy", "pulp", "plotly", "rich", "scipy", "stowplan.plan", "stowplan.models", "stowplan.machines")
+    heavy = (
+        "numpy",
+        "pydantic",
+        "pulp",
+        "plotly",
+        "rich",
+        "scipy",
+        "stowplan.plan",
+        "stowplan.models",
+        "stowplan.machines",
+    )
     code = (
         "import sys\nfrom stowplan.cli import main\nsys.argv = ['stowplan', *sys.argv[1:]]\n"
         f"try:\n    main()\nexcept SystemExit:\n    print([m for m in {heavy!r} if m in sys.modules])\n"

@@ -1,7 +1,8 @@
 """The commands and how they end: one sentence on stderr and exit code 2 for everything that is wrong with the input.
 
-Typer's help and tracebacks are rendered without rich: importing rich takes longer than everything else that ``--help``
-needs. Command bodies import what they run, so that asking for help reads no numbers, no models and no solver.
+Typer's help and tracebacks are rendered without rich, and the root's ``--help`` is a plain flag of ours: importing rich
+takes as long as Python and typer together, and for its own help option typer imports pydantic before every command.
+Command bodies import what they run, so that asking for help reads no numbers, no models and no solver.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Where every byte of a language model should live, in what batches it should run, and how fast it will be.",
     add_completion=False,
+    add_help_option=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -51,8 +53,17 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_help(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
+    help_: Annotated[
+        bool, typer.Option("--help", "-h", help="Show this message.", callback=_show_help, is_eager=True)
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,

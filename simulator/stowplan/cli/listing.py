@@ -19,7 +19,7 @@ _KINDS = ("machines", "gpus", "cpus", "memory", "disks", "links", "models", "for
 
 
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="|".join(_KINDS), help="What to list.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(_KINDS)}.")],
     json: Json = False,
 ) -> None:
     """List names."""
@@ -67,8 +67,8 @@ def _cpus() -> Rows:
     rows = []
     for key in list_keys("cpu"):
         cpu = load_cpu(key)
-        rows.append([key, str(cpu.cores), f"{cpu.memory_channels} x {cpu.memory_kind}", " ".join(cpu.isa), cpu.name])
-    return ["cpu", "cores", "memory", "vectors", "name"], rows
+        rows.append([key, str(cpu.cores), f"{cpu.memory_channels} x {cpu.memory_kind}", cpu.name])
+    return ["cpu", "cores", "memory", "name"], rows
 
 
 def _memory() -> Rows:

@@ -110,7 +110,7 @@ def _given(
 ) -> _Given:
     """The plan of a file or of a command."""
     if len(words) == 1 and " " in words[0].strip():
-        words = shlex.split(words[0])  # the whole command in one pair of quotes
+        words = _split(words[0])
     if words[0].endswith(".json"):
         if len(words) > 1:
             raise InputError(f"give either {words[0]} or a command, not both: '{words[1][:40]}' follows the plan file")
@@ -125,6 +125,14 @@ def _given(
     hints = Hints(model=reference[0], quant=reference[1], workload=workload, release=release)
     understood = understand(words, load_machine(on, overrides), hints)
     return _Given(understood.setup, understood.plan, list(understood.warnings))
+
+
+def _split(text: str) -> list[str]:
+    """Words of a whole command that came in one pair of quotes."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"the command cannot be split into words ({error}): '{text[:60]}'") from error
 
 
 def _from_file(

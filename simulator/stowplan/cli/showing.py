@@ -24,7 +24,7 @@ _COMMON_MIXES = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", 
 
 def show(
     kind: Annotated[
-        str, typer.Argument(metavar="machine|gpu|cpu|disk|link|model|format|system", help="Of which kind.")
+        str, typer.Argument(metavar="KIND", help="One of machine, gpu, cpu, disk, link, model, format, system.")
     ],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which one; see `stowplan list`.")],
     set_: Set = None,

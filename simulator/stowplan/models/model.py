@@ -1,4 +1,4 @@
-"""What a model is, once its facts have been read: layers with their operators' sizes, and tensors with their formats."""
+"""What a model is, once its facts have been read: layers with their sizes, and tensors with their formats."""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ def _llama_cpp(request: Request) -> Planned:
     return plan_llama_cpp(request)
 
 
-def _accelerate(_: Request) -> Planned:
-    raise NotExpressible(
-        "no plan is searched for Accelerate yet; `stowplan predict` says what a plan file with its placement does"
-    )
+def _accelerate(request: Request) -> Planned:
+    from stowplan.planner.accelerate import plan_accelerate
+
+    return plan_accelerate(request)
 
 
 def _flexgen(request: Request) -> Planned:

@@ -193,7 +193,8 @@ def shadow_prices(data: Placement) -> dict[str, float]:
     if pulp.LpStatus[programme.problem.solve(_solver("highs"))] != "Optimal":
         return {}
     return {
-        tier: max(0.0, -float(programme.problem.constraints[f"memory_{tier}"].pi or 0.0)) / _GIB for tier in data.room
+        tier: max(0.0, -float(programme.problem.get_constraint_by_name(f"memory_{tier}").pi or 0.0)) / _GIB
+        for tier in data.room
     }
 
 

@@ -93,7 +93,7 @@ class SerialSearch:
         """The best placement under the run's settings, or None when none fits."""
         columns = self.columns()
         found: list[Found] = []
-        for output in self.outputs():
+        for output in self.run.outputs:
             data = self.programme(columns, output)
             if data is None:
                 continue
@@ -109,7 +109,7 @@ class SerialSearch:
     def evaluated(self, solved: Solved, output: str) -> Evaluation | None:
         """Exact times of a solution; None when a tier overflows after all."""
         try:
-            evaluation = self.run.evaluate(solved.layers, RAM, output)
+            evaluation = self.run.evaluate(solved.layers, self.run.embedding_place, output)
         except DoesNotFit:
             return None
         overfull = any(use.used > use.capacity for tier, use in evaluation.memory.items() if tier != RAM)
@@ -124,7 +124,7 @@ class SerialSearch:
         return Placement(
             classes=[members.indices for members in self.run.classes],
             columns=columns,
-            homes=[RAM, *self._gpus],
+            homes=self.run.homes,
             room=room,
             constant=self.edge_floor(output),
             spill_cost=spill,
@@ -172,10 +172,6 @@ class SerialSearch:
         total = self.weights.prefill * sum(n * price(step) for step, n in self._prefill)
         return total + (self.weights.decode * price(run.decode_step) if self.weights.decode else 0.0)
 
-    def outputs(self) -> list[str]:
-        """Places that the output matrix may take: with the last layer, or host memory."""
-        return [self._gpus[-1], RAM] if self._gpus else [RAM]
-
     def room(self, output: str) -> dict[str, float]:
         """Bytes that layers may fill on each tier: capacity less margin, buffers, runtime and what is outside layers.
 
@@ -188,7 +184,7 @@ class SerialSearch:
             for layer, places in zip(run.setup.model.layers, layers, strict=True):
                 for tier, size in self.tier_bytes(layer, places).items():
                     held[tier] = held.get(tier, 0.0) + size
-            for tier, use in run.memory(layers, RAM, output).items():
+            for tier, use in run.memory(layers, run.embedding_place, output).items():
                 margin = run.margin if tier != RAM else 0.0
                 left = use.capacity - margin - (use.used - held.get(tier, 0.0))
                 room[tier] = min(room.get(tier, left), left)
@@ -200,7 +196,8 @@ class SerialSearch:
         count = len(self.run.setup.model.layers)
         share = -(-count // len(self._gpus))
         homes = [self._gpus[index // share] for index in range(count)]
-        return [self._reference(homes, spilled=spilled) for spilled in (False, True)]
+        elsewhere = [self._everywhere(home, spilled=True) for home in self.run.homes if home not in self._gpus]
+        return [*(self._reference(homes, spilled=spilled) for spilled in (False, True)), *elsewhere]
 
     def _everywhere(self, home: str, *, spilled: bool) -> list[LayerPlaces]:
         return self._reference([home] * len(self.run.setup.model.layers), spilled=spilled)

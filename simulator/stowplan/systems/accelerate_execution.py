@@ -58,6 +58,9 @@ def settings_of(plan: Plan) -> AccelerateSettings:
         raise NotExpressible(f"plan: settings.{field}: {first['msg']}") from error
 
 
+_MARGIN = 512.0 * 2**20
+
+
 class AccelerateRun(SerialRun):
     """Accelerate's behaviour on one setup.
 
@@ -114,6 +117,26 @@ class AccelerateRun(SerialRun):
     def chunk(self) -> int:
         """Prompts are processed whole, all sequences together."""
         return max(1, self.workload.prompt * self.workload.batch)
+
+    @property
+    def homes(self) -> list[str]:
+        """Devices in the order that ``device_map="auto"`` fills them."""
+        return [*(f"gpu{i}" for i in self.setup.gpus), RAM, *([DISK] if self.setup.machine.disks else [])]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The output matrix computes on the map's main GPU."""
+        return [self.main]
+
+    @property
+    def embedding_place(self) -> str:
+        """Where the token embedding lives."""
+        return self.embedding
+
+    @property
+    def margin(self) -> float:
+        """Bytes of every GPU's memory that a plan leaves to the allocator's fragmentation."""
+        return _MARGIN
 
     def kv_bytes(self, layer: Layer) -> float:
         """Bytes of one layer's cache or state for the whole batch."""

@@ -181,6 +181,21 @@ class SerialRun(ABC):
         """Bytes of one layer's cache or state for the whole batch."""
 
     @property
+    def homes(self) -> list[str]:
+        """Places that a layer's mixer may live in, in the order that the layers of a model take them."""
+        return [RAM, *(f"gpu{i}" for i in self.setup.gpus)]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Places that the output matrix may take: with the last layer, or host memory."""
+        return [f"gpu{self.setup.gpus[-1]}", RAM] if self.setup.gpus else [RAM]
+
+    @property
+    def embedding_place(self) -> str:
+        """Where the token embedding lives."""
+        return RAM
+
+    @property
     def margin(self) -> float:
         """Bytes of every GPU's memory that a plan leaves free."""
         return 0.0
