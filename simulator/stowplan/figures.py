@@ -58,9 +58,9 @@ class Figures(Mapping[str, Number]):
 def machine_figures(machine: Machine) -> dict[str, Number]:
     """Effective rates of a machine by name.
 
-    ``host.dram``, ``host.clock``; per GPU i ``gpu{i}.hbm``, ``gpu{i}.unit_clock`` (units times clock), ``gpu{i}.power``,
-    ``gpu{i}.peak.{arithmetic}``, ``gpu{i}.{h2d,d2h}.{pinned,pageable}``; ``disk.read``, ``disk.write``, ``disk.faults``,
-    ``disk.latency``; ``peer`` for copies between GPUs.
+    ``host.dram``, ``host.clock``; per GPU i ``gpu{i}.hbm``, ``gpu{i}.unit_clock`` (units times clock),
+    ``gpu{i}.power``, ``gpu{i}.peak.{arithmetic}``, ``gpu{i}.{h2d,d2h}.{pinned,pageable}``; ``disk.read``,
+    ``disk.write``, ``disk.faults``, ``disk.latency``; ``peer`` for copies between GPUs.
     """
     numbers = {"host.dram": rates.dram_bandwidth(machine), "host.clock": machine.cpu.clock}
     for i, gpu in enumerate(machine.gpus):

@@ -22,10 +22,8 @@ def plan_accelerate(request: Request) -> Planned:
     """
     settings = AccelerateSettings.model_validate(dict(request.settings))
     found = {batch: _search(request, settings, batch) for batch in request.batches or (request.workload.batch,)}
-    best = min(
-        (each for each in found.items() if each[1]), key=lambda each: each[1].cost if each[1] else 0.0, default=None
-    )
-    if best is None or best[1] is None:
+    fitting = {batch: each for batch, each in found.items() if each is not None}
+    if not fitting:
         raise DoesNotFit(
             f"{request.setup.machine.name} has no room for {request.setup.model.name} in "
             f"{request.setup.model.quant.upper()} ({format_bytes(request.setup.model.weight_bytes)}) with Accelerate"
