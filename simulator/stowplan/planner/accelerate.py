@@ -5,6 +5,7 @@ from __future__ import annotations
 from stowplan.errors import DoesNotFit
 from stowplan.plan import Workload
 from stowplan.planner.predict import predict
+from stowplan.planner.programme import print_programme, shadow_prices
 from stowplan.planner.result import Alternative, Planned, Request
 from stowplan.planner.serial_search import Found, SerialSearch, Weights
 from stowplan.systems.accelerate import Accelerate
@@ -37,13 +38,15 @@ def plan_accelerate(request: Request) -> Planned:
         "set": [f"{path}={value}" for path, value in request.setup.machine.overrides],
     }
     plan = Accelerate().plan(request.setup, workload, places, **names)
+    if request.write_lp is not None:
+        print_programme(winner.programme, request.write_lp)
     solver = winner.solved.solver.model_copy(update={"programmes": len(found)})
     return Planned(
         plan=plan,
         prediction=predict(request.setup, plan, Accelerate(), solver),
         cost=winner.cost,
         alternatives=_alternatives(request, settings, batch, winner),
-        worth=winner.seconds_per_byte,
+        worth=shadow_prices(winner.programme),
         batch_curve=[_point(size, each) for size, each in sorted(fitting.items())],
     )
 
@@ -57,7 +60,7 @@ def _search(request: Request, settings: AccelerateSettings, batch: int) -> Found
     request.progress(f"batch {batch}")
     run = AccelerateRun(request.setup, workload, settings)
     search = SerialSearch(run, Weights.of(request.objective, workload))
-    return search.best(solver=request.solver, write_lp=request.write_lp, prices=True)
+    return search.best(solver=request.solver)
 
 
 def _point(batch: int, found: Found) -> tuple[int, float, float, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from stowplan.errors import DoesNotFit
 from stowplan.plan import Solver, Workload
 from stowplan.planner.predict import predict
+from stowplan.planner.programme import print_programme, shadow_prices
 from stowplan.planner.result import Alternative, Planned, Request
 from stowplan.planner.serial_search import Found, SerialSearch, Weights
 from stowplan.systems.base import RAM
@@ -52,10 +53,9 @@ class LlamaCppPlanner:
         if not winners:
             raise DoesNotFit(*self._missing())
         best = min(winners, key=lambda trial: trial.found.cost)
-        run = self._run(best.settings, best.workload)
-        weights = Weights.of(request.objective, best.workload)
-        proven = SerialSearch(run, weights).best(solver=request.solver, write_lp=request.write_lp, prices=True)
-        found = proven if proven is not None and proven.cost <= best.found.cost else best.found
+        found = best.found
+        if request.write_lp is not None:
+            print_programme(found.programme, request.write_lp)
         plan = make_plan(
             request.setup.machine, request.model_reference, best.workload, best.settings, (found.layers, found.output)
         )
@@ -69,7 +69,7 @@ class LlamaCppPlanner:
             prediction=prediction,
             cost=found.cost,
             alternatives=self._alternatives(best, found, winners),
-            worth=found.seconds_per_byte,
+            worth=shadow_prices(found.programme),
             batch_curve=[curve[batch] for batch in sorted(curve)],
         )
 

@@ -156,18 +156,15 @@ def _homes_are_consecutive(programme: _Programme, *, relaxed: bool) -> None:
             programme.problem += pulp.lpSum(mine) - before == 0, f"cut_{cut}_{c}"
 
 
-def solve(data: Placement, *, solver: str = "highs", write_lp: str | None = None) -> Solved | None:
+def solve(data: Placement, *, solver: str = "highs") -> Solved | None:
     """The cheapest placement, or None when nothing fits.
 
     Args:
         data: classes, columns, room.
         solver: ``highs`` (in process) or ``cbc``.
-        write_lp: file to print the programme to.
     """
     started = time.perf_counter()
     programme = build(data)
-    if write_lp is not None:
-        programme.problem.writeLP(write_lp)
     status = programme.problem.solve(_solver(solver))
     if pulp.LpStatus[status] != "Optimal":
         return None
@@ -185,6 +182,11 @@ def solve(data: Placement, *, solver: str = "highs", write_lp: str | None = None
     )
     counts = [[round(float(v.value() or 0.0)) for v in variables] for variables in programme.counts]
     return Solved(_spread(data, counts), objective + data.constant, report)
+
+
+def print_programme(data: Placement, path: str) -> None:
+    """Write the programme in CPLEX's LP format."""
+    build(data).problem.writeLP(path)
 
 
 def shadow_prices(data: Placement) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -12,7 +12,7 @@ from stowplan.errors import DoesNotFit
 from stowplan.models.model import Layer
 from stowplan.ops import Step
 from stowplan.plan import Workload
-from stowplan.planner.programme import Column, Placement, Solved, shadow_prices, solve, undominated
+from stowplan.planner.programme import Column, Placement, Solved, solve, undominated
 from stowplan.systems.base import RAM, Evaluation
 from stowplan.systems.serial import LayerPlaces, Price, SerialRun
 
@@ -50,14 +50,14 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A placement with its evaluation, the objective, the programme's proof and what a byte of each tier is worth."""
+    """A placement with its evaluation and objective, and the programme that it solves."""
 
     layers: list[LayerPlaces]
     output: str
     evaluation: Evaluation
     cost: float
     solved: Solved
-    seconds_per_byte: Mapping[str, float]
+    programme: Placement
 
 
 def sampled_prefill(steps: Sequence[Step]) -> list[tuple[Step, float]]:
@@ -89,7 +89,7 @@ class SerialSearch:
         self._prefill = sampled_prefill(run.prefill_steps) if weights.prefill else []
         self._gpus = [f"gpu{i}" for i in run.setup.gpus]
 
-    def best(self, *, solver: str = "highs", write_lp: str | None = None, prices: bool = False) -> Found | None:
+    def best(self, *, solver: str = "highs") -> Found | None:
         """The best placement under the run's settings, or None when none fits."""
         columns = self.columns()
         found: list[Found] = []
@@ -97,13 +97,12 @@ class SerialSearch:
             data = self.programme(columns, output)
             if data is None:
                 continue
-            solved = solve(data, solver=solver, write_lp=write_lp)
+            solved = solve(data, solver=solver)
             if solved is None:
                 continue
             placed = self.evaluated(solved, output)
             if placed is not None:
-                worth = shadow_prices(data) if prices else {}
-                found.append(Found(solved.layers, output, placed, self.weights.cost(placed), solved, worth))
+                found.append(Found(solved.layers, output, placed, self.weights.cost(placed), solved, data))
         return min(found, key=lambda each: each.cost, default=None)
 
     def evaluated(self, solved: Solved, output: str) -> Evaluation | None:

@@ -50,7 +50,8 @@ class LlamaCppRun(SerialRun):
         super().__init__(setup, workload)
         self.settings = settings
         machine, figures = setup.machine, setup.figures
-        self.rules = LlamaCppMemory(setup.model, workload, settings)
+        self.cache = settings.cache
+        self.rules = LlamaCppMemory(setup.model, workload, settings, self.cache)
         self.threads = min(settings.threads or machine.cores, machine.cores)
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
         self._cpu = CpuKernels.build(figures, "llama.cpp", machine.cpu.isa, self.threads)
@@ -132,7 +133,7 @@ class LlamaCppRun(SerialRun):
         return chain + self._move(here, home, _FP32 * step.tokens * self.setup.model.hidden, f"{prefix}residual")
 
     def _operators(self, layer: Layer, step: Step) -> Iterator[Operator]:
-        for op in mixer_operators(layer, step, self.settings.cache, self.settings.cache_k):
+        for op in mixer_operators(layer, step, self.cache, self.settings.cache_k):
             if op.kind is Kind.ATTENTION and not self.settings.flash_attention:
                 # scores are written, read and written by the softmax, and read again
                 yield replace(op, scratch_bytes=4 * _FP32 * op.scores)
@@ -208,17 +209,18 @@ class LlamaCppRun(SerialRun):
         """Weights, cache, compute buffers and runtime of every tier."""
         model, machine = self.setup.model, self.setup.machine
         parts = {name: dict[str, float]() for name in (RAM, *(f"gpu{i}" for i in self.setup.gpus))}
-        for layer, places in zip(model.layers, layers, strict=True):
-            kv = self.rules.kv_bytes(layer)
-            _add(parts[places.kv], "cache", kv)
+        for (index, places), count in self.distinct(layers).items():
+            layer = self.classes[index].layer
+            kv = self.kv_bytes(layer)
+            _add(parts[places.kv], "cache", kv * count)
             for place, size in self.layer_bytes(layer, places).items():
-                _add(parts[place], "weights", size - (kv if place == places.kv else 0.0))
+                _add(parts[place], "weights", (size - (kv if place == places.kv else 0.0)) * count)
         for tensor in model.globals:
             table = tensor.role in (Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING)
             _add(parts[embedding if table else output], "weights", float(tensor.bytes))
             if model.tied and tensor.role is Role.TOKEN_EMBEDDING and output != embedding:
                 _add(parts[output], "weights", float(tensor.bytes))
-        pairs = list(zip(model.layers, layers, strict=True))
+        pairs = [(self.classes[index].layer, places) for index, places in self.distinct(layers)]
         _add(parts[RAM], "buffers", self.rules.host_buffer(pairs))
         _add(parts[RAM], "system", machine.reserved.value)
         for i, gpu in enumerate(machine.gpus):

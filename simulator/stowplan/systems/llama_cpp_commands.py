@@ -67,7 +67,7 @@ def _devices(machine: Machine, on_gpu: int, output: bool, split: Sequence[float]
         cumulative += share
         sums.append(cumulative)
     return [
-        f"gpu{next(g for g, bound in enumerate(sums) if bound > sums[-1] * (index / total) or g == gpus - 1)}"
+        f"gpu{next(g for g, bound in enumerate(sums) if bound / sums[-1] > index / total or g == gpus - 1)}"
         for index in range(total)
     ]
 

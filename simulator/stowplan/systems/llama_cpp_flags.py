@@ -93,7 +93,7 @@ def read_flags(words: Sequence[str]) -> Flags:
         NotExpressible: a flag that is unknown, or whose meaning stowplan does not model; names the flag.
         InputError: a missing or malformed value, contradictory flags.
     """
-    words = [word for word in words if word != "\\"]
+    words = [word for word in words if word not in {"\\", "\n"}]  # continuation marks, as a shell or shlex leaves them
     while words and re.fullmatch(r"[A-Z_][A-Z0-9_]*=.*", words[0]):
         words = words[1:]
     if not words:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stowplan.models.model import Layer, Model, Recurrence
-from stowplan.ops import EXPERT_PARTS, Part, output_tensor, part_of
+from stowplan.ops import EXPERT_PARTS, CacheFormat, Part, output_tensor, part_of
 from stowplan.plan import Workload
 from stowplan.systems.base import RAM
 from stowplan.systems.llama_cpp_settings import OFFLOAD_MIN_TOKENS, LlamaCppSettings
@@ -30,6 +30,7 @@ class LlamaCppMemory:
     model: Model
     workload: Workload
     settings: LlamaCppSettings
+    cache: CacheFormat
 
     @property
     def cells(self) -> int:
@@ -43,7 +44,7 @@ class LlamaCppMemory:
         cells = self.cells
         if layer.mixer.window is not None:
             cells = min(cells, _padded(layer.mixer.window * self.workload.batch + self.settings.ubatch))
-        return self.settings.cache.token_bytes(layer) * cells
+        return self.cache.token_bytes(layer) * cells
 
     def _activations(self, layer: Layer, experts_here: bool) -> float:
         """Bytes of a layer's largest set of live activations for one micro-batch (fp32)."""
@@ -62,16 +63,18 @@ class LlamaCppMemory:
         return max(widest, scores) + mask + 3 * 4.0 * tokens * self.model.hidden
 
     def gpu_buffer(self, layers: Sequence[tuple[Layer, LayerPlaces]], gpu: str, *, output_here: bool) -> float:
-        """Compute buffer of one GPU: logits or the widest layer, and the largest weight that is streamed through it."""
+        """Compute buffer of one GPU: logits or the widest layer, and the largest weight that is streamed through it.
+
+        Buffers are maxima: `layers` may leave out repeats.
+        """
         tokens = self.settings.ubatch
-        distinct = _distinct(layers)
         logits = 4.0 * tokens * (output_tensor(self.model).rows + self.model.hidden) if output_here else 0.0
-        mine = [(layer, places) for layer, places in distinct if places.mixer == gpu]
+        mine = [(layer, places) for layer, places in layers if places.mixer == gpu]
         widest = max(
             (self._activations(layer, places.place(Part.EXPERT_DOWN) == gpu) for layer, places in mine), default=0.0
         )
         streams = self.settings.op_offload and tokens >= OFFLOAD_MIN_TOKENS and gpu == "gpu0"
-        staging = self._largest_in_ram(distinct) if streams else 0.0
+        staging = self._largest_in_ram(layers) if streams else 0.0
         return max(logits, widest) + staging
 
     def _largest_in_ram(self, layers: Iterable[tuple[Layer, LayerPlaces]]) -> float:
@@ -89,15 +92,4 @@ class LlamaCppMemory:
         """Compute buffer in host memory."""
         if not layers:
             return 0.0
-        return max(
-            self._activations(layer, places.place(Part.EXPERT_DOWN) == RAM) for layer, places in _distinct(layers)
-        )
-
-
-def _distinct(layers: Sequence[tuple[Layer, LayerPlaces]]) -> list[tuple[Layer, LayerPlaces]]:
-    """One layer of every size and placement: buffers are maxima, so repeats do not matter."""
-    found = {
-        (sum(t.bytes for t in layer.tensors), len(layer.tensors), layer.mixer, places): layer
-        for layer, places in layers
-    }
-    return [(layer, key[-1]) for key, layer in found.items()]
+        return max(self._activations(layer, places.place(Part.EXPERT_DOWN) == RAM) for layer, places in layers)

@@ -204,6 +204,10 @@ class SerialRun(ABC):
         """Position in `classes` of a layer's class."""
         return self._class_of[index]
 
+    def distinct(self, layers: Sequence[LayerPlaces]) -> Counter[tuple[int, LayerPlaces]]:
+        """How many layers of each class are placed each way, in order of the first of them."""
+        return Counter((self._class_of[index], places) for index, places in enumerate(layers))
+
     @property
     def unified(self) -> bool:
         """Whether the GPU's memory is the host's."""
@@ -254,9 +258,9 @@ class SerialRun(ABC):
 
     def step_price(self, layers: Sequence[LayerPlaces], output: str, step: Step) -> Price:
         """Price of a whole step."""
-        counted = Counter((self._class_of[index], places) for index, places in enumerate(layers))
         weighted = [
-            (self.price(self.classes[k].indices[0], places, step), float(n)) for (k, places), n in counted.items()
+            (self.price(self.classes[k].indices[0], places, step), float(n))
+            for (k, places), n in self.distinct(layers).items()
         ]
         return Price.total([*weighted, (Price.of(self.edges(layers, output, step), self.rates), 1.0)])
 
