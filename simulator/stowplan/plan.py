@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stowplan.errors import BadFile
+from stowplan.errors import BadFile, InputError
 
 Place = str | dict[str, float]
 """Where a part lives: one place (``gpu0``, ``ram``, ``disk``) or shares of several that add up to 1."""
+
+LONGEST = 2**24
+"""Longest context in tokens that is accepted, 16 times the longest that a model is made for today."""
 
 _LARGEST_PLAN = 16 * 2**20
 
@@ -35,12 +38,12 @@ class Workload(_Record):
             the prompt and the generation apart start anew).
     """
 
-    prompt: Annotated[int, Field(ge=0, le=2**31)] = 512
-    generate: Annotated[int, Field(ge=0, le=2**31)] = 128
-    depth: Annotated[int, Field(ge=0, le=2**31)] = 0
-    context: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    prompt: Annotated[int, Field(ge=0, le=LONGEST)] = 512
+    generate: Annotated[int, Field(ge=0, le=LONGEST)] = 128
+    depth: Annotated[int, Field(ge=0, le=LONGEST)] = 0
+    context: Annotated[int, Field(ge=1, le=LONGEST)] | None = None
     batch: Annotated[int, Field(ge=1, le=2**20)] = 1
-    decode_depth: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    decode_depth: Annotated[int, Field(ge=0, le=LONGEST)] | None = None
 
     @property
     def capacity(self) -> int:
@@ -52,6 +55,21 @@ class Workload(_Record):
         """Mean number of cached tokens while the request's tokens are generated."""
         start = self.depth + self.prompt if self.decode_depth is None else self.decode_depth
         return start + self.generate // 2
+
+
+def checked_workload(values: Mapping[str, int | None]) -> Workload:
+    """A workload from numbers that a person gave; None leaves a default.
+
+    Raises:
+        InputError: a number out of range; names the field, the value and the limit.
+    """
+    try:
+        return Workload.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        told = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"{field} {first['input']}: {told}") from error
 
 
 class PlacedLayers(_Record):

@@ -47,9 +47,9 @@ def workload(**given: int | None) -> Workload:
     Raises:
         InputError: the request does not fit the context.
     """
-    from stowplan.plan import Workload
+    from stowplan.plan import checked_workload
 
-    asked = Workload.model_validate({name: value for name, value in given.items() if value is not None})
+    asked = checked_workload(given)
     needed = asked.depth + asked.prompt + asked.generate
     if asked.context is not None and asked.context < needed:
         raise InputError(

@@ -118,10 +118,10 @@ def _given(
     if on is None:
         raise InputError("--on MACHINE is missing: a command does not say where it runs")
     from stowplan.machines import load_machine
-    from stowplan.plan import Workload
+    from stowplan.plan import checked_workload
     from stowplan.planner.commands import Hints, understand
 
-    workload = Workload.model_validate(asked)
+    workload = checked_workload(asked)
     hints = Hints(model=reference[0], quant=reference[1], workload=workload, release=release)
     understood = understand(words, load_machine(on, overrides), hints)
     return _Given(understood.setup, understood.plan, list(understood.warnings))

@@ -56,6 +56,8 @@ def predict(setup: Setup, plan: Plan, system: System, solver: Solver | None = No
         "tpot_s": (decode_s, spread["decode"]),
     }
     warnings = list(evaluation.warnings)
+    if workload.capacity > setup.model.max_context:
+        warnings.append(f"{setup.model.name} is made for {setup.model.max_context:,} tokens, not {workload.capacity:,}")
     command = None
     try:
         command = system.command(setup, plan)

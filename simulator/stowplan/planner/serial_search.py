@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 from stowplan.errors import DoesNotFit
@@ -14,7 +12,7 @@ from stowplan.ops import Step
 from stowplan.plan import Workload
 from stowplan.planner.programme import Column, Placement, Solved, solve, undominated
 from stowplan.systems.base import RAM, Evaluation
-from stowplan.systems.serial import LayerPlaces, Price, SerialRun
+from stowplan.systems.serial import LayerPlaces, Price, SerialRun, sampled
 
 Objective = Literal["request", "decode", "ttft", "throughput"]
 """What is minimised: seconds of a request (prompt and generation), of a decode step, to the first token, or per token
@@ -60,33 +58,12 @@ class Found:
     programme: Placement
 
 
-def sampled_prefill(steps: Sequence[Step]) -> list[tuple[Step, float]]:
-    """At most eight steps that stand for all, with multiplicities: neighbours are merged at their mean past.
-
-    The time of a step is convex in its past (a maximum of linear terms), so the sum over the samples is a lower bound.
-    """
-    counted = Counter(steps)
-    if len(counted) <= _PREFILL_SAMPLES:
-        return [(step, float(n)) for step, n in counted.items()]
-    samples: list[tuple[Step, float]] = []
-    full = [step for step in counted if step.new == steps[0].new and step.logits == 0]
-    samples += [(step, float(counted[step])) for step in counted if step not in full]
-    edges = [round(i * len(full) / (_PREFILL_SAMPLES - 1)) for i in range(_PREFILL_SAMPLES)]
-    for low, high in pairwise(edges):
-        group = full[low:high]
-        if group:
-            past = sum(step.groups[0][0] for step in group) / len(group)
-            middle = Step(group[0].new, ((int(past), 1),), 0)
-            samples.append((middle, float(sum(counted[step] for step in group))))
-    return samples
-
-
 class SerialSearch:
     """Columns, room and programme of one run (one group of settings)."""
 
     def __init__(self, run: SerialRun, weights: Weights) -> None:
         self.run, self.weights = run, weights
-        self._prefill = sampled_prefill(run.prefill_steps) if weights.prefill else []
+        self._prefill = sampled(run.prefill_steps, _PREFILL_SAMPLES) if weights.prefill else []
         self._gpus = [f"gpu{i}" for i in run.setup.gpus]
 
     def best(self, *, solver: str = "highs") -> Found | None:

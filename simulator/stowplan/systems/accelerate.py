@@ -15,7 +15,7 @@ from typing import Any
 from stowplan.engine.graph import Graph
 from stowplan.errors import DoesNotFit, NotExpressible
 from stowplan.ops import Part
-from stowplan.plan import Plan, Workload, expand, run_lengths
+from stowplan.plan import Plan, Workload, checked_workload, expand, run_lengths
 from stowplan.systems.accelerate_execution import DTYPES, AccelerateRun, AccelerateSettings, settings_of
 from stowplan.systems.accelerate_map import ModulePlaces, read_map, write_map
 from stowplan.systems.base import DISK, RAM, Evaluation, Setup
@@ -158,7 +158,7 @@ class Accelerate:
                 raise NotExpressible(f"--dtype {dtype} is not how {setup.model.name} was loaded ({setup.model.quant})")
             stripped = flags.pop("device-map", "")
             try:
-                asked = Workload(**{name: int(value) for name, value in flags.items()})
+                asked = checked_workload({name: int(value) for name, value in flags.items()})
             except ValueError as error:
                 raise NotExpressible("accelerate: --batch, --prompt and --generate take whole numbers") from error
             workload = workload or asked

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from stowplan.engine.graph import Graph
 from stowplan.errors import DoesNotFit, NotExpressible
 from stowplan.models.model import Recurrence
-from stowplan.plan import Plan, Workload, expand, run_lengths
+from stowplan.plan import Plan, Workload, checked_workload, expand, run_lengths
 from stowplan.systems.base import Evaluation, Setup
 from stowplan.systems.flexgen_execution import FlexgenRun, Placement
 from stowplan.systems.flexgen_memory import FlexgenMemory
@@ -227,7 +227,7 @@ class Flexgen:
             sep_layer=found.sep_layer,
             pin_weight=found.pin_weight,
         )
-        workload = Workload(prompt=found.prompt_len, generate=found.gen_len, batch=settings.batch)
+        workload = checked_workload({"prompt": found.prompt_len, "generate": found.gen_len, "batch": settings.batch})
         return self.plan(setup, workload, settings, **names)
 
 

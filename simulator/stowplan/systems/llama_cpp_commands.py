@@ -16,7 +16,7 @@ from stowplan.errors import InputError, NotExpressible
 from stowplan.machines.machine import Machine
 from stowplan.models.model import Layer, Model, Role
 from stowplan.ops import EXPERT_PARTS, Part, part_of
-from stowplan.plan import Plan, Workload, run_lengths
+from stowplan.plan import Plan, Workload, checked_workload, run_lengths
 from stowplan.systems.base import RAM
 from stowplan.systems.llama_cpp_flags import Flags, check_pattern
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
@@ -171,7 +171,7 @@ def workload_from(flags: Flags, given: Workload) -> Workload:
         update["context"] = max(1, depth + max(prompt, generate))
     elif flags.context:
         update["context"] = max(1, flags.context // flags.parallel)
-    return Workload.model_validate(given.model_dump() | update)
+    return checked_workload(given.model_dump() | update)
 
 
 def make_plan(

@@ -19,6 +19,8 @@ from stowplan.plan import MemoryUse, Place, Workload
 from stowplan.systems.base import RAM, Evaluation, LayerClass, Setup, classify
 from stowplan.work import OVERHEAD, Work
 
+_PREFILL_SAMPLES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class ChainTask:
@@ -121,6 +123,27 @@ def prompt_chunks(workload: Workload, chunk: int) -> list[Step]:
         last = start + tokens == prompt
         steps.append(Step(tokens, ((workload.depth + start, 1),), 1 if last else 0))
     return steps * workload.batch
+
+
+def sampled(steps: Sequence[Step], most: int) -> list[tuple[Step, float]]:
+    """At most about `most` steps that stand for all, with multiplicities: neighbours are merged at their mean past.
+
+    The time of a step is convex in its past (a maximum of linear terms), so the sum over the samples is a lower bound,
+    and exact but for the group that holds a kink.
+    """
+    counted = Counter(steps)
+    if len(counted) <= most:
+        return [(step, float(n)) for step, n in counted.items()]
+    full = [step for step in counted if step.new == steps[0].new and step.logits == 0]
+    alike = set(full)
+    samples = [(step, float(n)) for step, n in counted.items() if step not in alike]
+    edges = [round(i * len(full) / (most - 1)) for i in range(most)]
+    for low, high in pairwise(edges):
+        group = full[low:high]
+        if group:
+            past = sum(step.groups[0][0] for step in group) // len(group)
+            samples.append((Step(group[0].new, ((past, 1),), 0), float(sum(counted[step] for step in group))))
+    return samples
 
 
 class SerialRun(ABC):
@@ -296,6 +319,6 @@ class SerialRun(ABC):
         self.overflow(memory, layers)
         decode = self.step_price(layers, output, self.decode_step)
         prefill = Price.total(
-            (self.step_price(layers, output, step), float(n)) for step, n in Counter(self.prefill_steps).items()
+            (self.step_price(layers, output, step), n) for step, n in sampled(self.prefill_steps, _PREFILL_SAMPLES)
         )
         return Evaluation(decode.seconds, prefill.seconds, decode.shares, prefill.shares, memory, self.warnings(layers))
