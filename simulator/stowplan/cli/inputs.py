@@ -13,7 +13,8 @@ from stowplan.errors import InputError
 if TYPE_CHECKING:
     from stowplan.plan import Workload
 
-_LONGEST = 2**31 - 1
+_LONGEST = 2**24
+"""Most tokens that an option takes: ten times the longest context that any model claims, and still quick to price."""
 
 On = Annotated[
     str, typer.Option("--on", metavar="MACHINE", help="Machine: a name, a TOML file, parts joined by +, or auto.")

@@ -190,7 +190,7 @@ def export(
         str | None, typer.Option("--engine", metavar="SYSTEM", help="The engine that must understand it.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE.sh", help="Write a shell script instead.")
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write a script instead.")
     ] = None,
 ) -> None:
     """Print the command that runs a plan."""
@@ -215,4 +215,5 @@ def export(
     if output is None:
         tables.print_verbatim(command)
     else:
-        outputs.write_text(output, f"#!/bin/sh\nexec {command}\n")
+        is_python = target.key == "accelerate"  # a device map is Python; every other engine has a command line
+        outputs.write_text(output, command if is_python else f"#!/bin/sh\nexec {command}\n")

@@ -44,6 +44,7 @@ class Placement:
         room: bytes of each tier that layers may fill.
         constant: seconds that no placement avoids.
         spill_cost: seconds per byte of host memory beyond its room (pages read from disk); None where it may not.
+        last: home that the last layer must have, the last of `homes`; None where it is free.
     """
 
     classes: Sequence[Sequence[int]]
@@ -52,6 +53,7 @@ class Placement:
     room: Mapping[str, float]
     constant: float = 0.0
     spill_cost: float | None = None
+    last: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def build(data: Placement, *, relaxed: bool = False) -> _Programme:
     _every_layer_is_placed(programme)
     _memory_holds(programme)
     _homes_are_consecutive(programme, relaxed=relaxed)
+    _last_layer_is_home(programme)
     return programme
 
 
@@ -154,6 +157,18 @@ def _homes_are_consecutive(programme: _Programme, *, relaxed: bool) -> None:
                 [(choose[k], float(sum(1 for i in members if i < k))) for k in range(layers + 1)]
             )
             programme.problem += pulp.lpSum(mine) - before == 0, f"cut_{cut}_{c}"
+
+
+def _last_layer_is_home(programme: _Programme) -> None:
+    """For the class c of the last layer and the last home h: ``sum over p at h of n[c,p] >= 1``; homes are in order."""
+    data = programme.data
+    if data.last is None:
+        return
+    c = max(range(len(data.classes)), key=lambda each: max(data.classes[each]))
+    there = [
+        v for column, v in zip(data.columns[c], programme.counts[c], strict=True) if column.places.mixer == data.last
+    ]
+    programme.problem += pulp.lpSum(there) >= 1, "last_layer"
 
 
 def solve(data: Placement, *, solver: str = "highs") -> Solved | None:

@@ -69,11 +69,16 @@ class SerialSearch:
     def best(self, *, solver: str = "highs") -> Found | None:
         """The best placement under the run's settings, or None when none fits."""
         columns = self.columns()
+        whole = [[column for column in each if RAM not in _weight_places(column)] for each in columns]
+        # All programmes are made before any placement is evaluated, for that changes the run's page misses.
+        programmes = [
+            (output, data)
+            for output in self.run.outputs
+            for choices, spilled in ((whole, False), (columns, True))
+            if all(choices) and (data := self.programme(choices, output, spilled=spilled)) is not None
+        ]
         found: list[Found] = []
-        for output in self.run.outputs:
-            data = self.programme(columns, output)
-            if data is None:
-                continue
+        for output, data in programmes:
             solved = solve(data, solver=solver)
             if solved is None:
                 continue
@@ -91,19 +96,26 @@ class SerialSearch:
         overfull = any(use.used > use.capacity for tier, use in evaluation.memory.items() if tier != RAM)
         return None if overfull else evaluation
 
-    def programme(self, columns: list[list[Column]], output: str) -> Placement | None:
-        """Data of the programme for one place of the output matrix; None when buffers alone do not fit."""
-        room = self.room(output)
+    def programme(self, columns: list[list[Column]], output: str, *, spilled: bool) -> Placement | None:
+        """Data of the programme for one place of the output matrix; None when buffers alone do not fit.
+
+        Without `spilled`, no column keeps weights in host memory, so no buffer streams them.
+        """
+        room = self.room(output, spilled=spilled)
         spill = self.run.spill_seconds_per_byte(self.weights.decode, self.weights.prefill * len(self.run.prefill_steps))
         if any(left < 0 for tier, left in room.items() if tier != RAM or spill is None):
             return None
+        homes, last = self.run.homes, None
+        if self.run.output_follows and output != RAM:
+            homes, last = homes[: homes.index(output) + 1], output
         return Placement(
             classes=[members.indices for members in self.run.classes],
-            columns=columns,
-            homes=self.run.homes,
+            columns=[[column for column in each if column.places.mixer in homes] for each in columns],
+            homes=homes,
             room=room,
             constant=self.edge_floor(output),
             spill_cost=spill,
+            last=last,
         )
 
     def columns(self) -> list[list[Column]]:
@@ -134,9 +146,13 @@ class SerialSearch:
 
     def edge_floor(self, output: str) -> float:
         """Objective that no placement avoids outside the layers: the cheapest arrangement of homes."""
-        candidates = [self._everywhere(RAM, spilled=True)] if output == RAM else []
-        candidates += [self._everywhere(gpu, spilled=False) for gpu in self._gpus[:1]]
-        return min(self.edge_cost(layers, output if output == RAM else layers[-1].mixer) for layers in candidates)
+        layers = len(self.run.setup.model.layers)
+        if output == RAM:
+            return self.edge_cost(self._everywhere(RAM), output)
+        firsts = self._gpus[: self._gpus.index(output) + 1] if self.run.output_follows else self._gpus
+        lasts = [output] if self.run.output_follows else self._gpus
+        homes = [[first] * (layers - 1) + [last] for first in firsts for last in lasts]
+        return min(self.edge_cost(self._reference(each, [False] * layers), output) for each in homes)
 
     def edge_cost(self, layers: Sequence[LayerPlaces], output: str) -> float:
         """Objective of everything outside the layers."""
@@ -148,14 +164,14 @@ class SerialSearch:
         total = self.weights.prefill * sum(n * price(step) for step, n in self._prefill)
         return total + (self.weights.decode * price(run.decode_step) if self.weights.decode else 0.0)
 
-    def room(self, output: str) -> dict[str, float]:
+    def room(self, output: str, *, spilled: bool) -> dict[str, float]:
         """Bytes that layers may fill on each tier: capacity less margin, buffers, runtime and what is outside layers.
 
         Buffers depend on the placement, so each tier takes the largest over placements that make every buffer appear.
         """
         run = self.run
         room: dict[str, float] = {}
-        for layers in self._references():
+        for layers in self._references(spilled=spilled):
             held: dict[str, float] = {}
             for layer, places in zip(run.setup.model.layers, layers, strict=True):
                 for tier, size in self.tier_bytes(layer, places).items():
@@ -166,19 +182,25 @@ class SerialSearch:
                 room[tier] = min(room.get(tier, left), left)
         return room
 
-    def _references(self) -> list[list[LayerPlaces]]:
+    def _references(self, *, spilled: bool) -> list[list[LayerPlaces]]:
+        """Placements in which every buffer appears: layers that keep all and layers that keep nothing on their GPU."""
         if not self._gpus:
-            return [self._everywhere(RAM, spilled=True)]
+            return [self._everywhere(RAM)]
         count = len(self.run.setup.model.layers)
         share = -(-count // len(self._gpus))
         homes = [self._gpus[index // share] for index in range(count)]
-        elsewhere = [self._everywhere(home, spilled=True) for home in self.run.homes if home not in self._gpus]
-        return [*(self._reference(homes, spilled=spilled) for spilled in (False, True)), *elsewhere]
+        whole = self._reference(homes, [False] * count)
+        if not spilled:
+            return [whole]
+        elsewhere = [self._everywhere(home) for home in self.run.homes if home not in self._gpus]
+        mixed = [self._reference(homes, [index % 2 == odd for index in range(count)]) for odd in (0, 1)]
+        return [whole, self._reference(homes, [True] * count), *mixed, *elsewhere]
 
-    def _everywhere(self, home: str, *, spilled: bool) -> list[LayerPlaces]:
-        return self._reference([home] * len(self.run.setup.model.layers), spilled=spilled)
+    def _everywhere(self, home: str) -> list[LayerPlaces]:
+        count = len(self.run.setup.model.layers)
+        return self._reference([home] * count, [True] * count)
 
-    def _reference(self, homes: Sequence[str], *, spilled: bool) -> list[LayerPlaces]:
+    def _reference(self, homes: Sequence[str], spilled: Sequence[bool]) -> list[LayerPlaces]:
         """Every layer by the pattern of its home that keeps most, or least, in host memory."""
         chosen: dict[int, LayerPlaces] = {}
         for members in self.run.classes:
@@ -186,5 +208,9 @@ class SerialSearch:
             sizes = [self.run.layer_bytes(members.layer, places).get(RAM, 0.0) for places in patterns]
             for index in members.indices:
                 mine = [(size, k) for k, size in enumerate(sizes) if patterns[k].mixer == homes[index]]
-                chosen[index] = patterns[(max(mine) if spilled else min(mine))[1]]
+                chosen[index] = patterns[(max(mine) if spilled[index] else min(mine))[1]]
         return [chosen[index] for index in range(len(homes))]
+
+
+def _weight_places(column: Column) -> set[str]:
+    return {column.places.mixer, *(place for _, place in column.places.ffn)}

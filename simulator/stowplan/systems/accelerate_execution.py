@@ -129,6 +129,11 @@ class AccelerateRun(SerialRun):
         return [self.main]
 
     @property
+    def output_follows(self) -> bool:
+        """The output's device is chosen apart from the layers'."""
+        return False
+
+    @property
     def embedding_place(self) -> str:
         """Where the token embedding lives."""
         return self.embedding

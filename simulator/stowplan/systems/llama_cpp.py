@@ -294,6 +294,9 @@ class LlamaCpp:
             NotExpressible: a part without a place, in several places, or on a device that the machine lacks.
         """
         known = {RAM} | {f"gpu{i}" for i in setup.gpus}
+        for name, edge in (("embedding", plan.embedding), ("output", plan.output)):
+            if edge not in known:
+                raise NotExpressible(f"plan: {name} is on {edge}; llama.cpp has {', '.join(sorted(known))} here")
         places = expand(plan.layers, len(setup.model.layers), where="plan")
         for index, parts in enumerate(places):
             for part, place in parts.items():

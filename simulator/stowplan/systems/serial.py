@@ -210,8 +210,13 @@ class SerialRun(ABC):
 
     @property
     def outputs(self) -> list[str]:
-        """Places that the output matrix may take: with the last layer, or host memory."""
-        return [f"gpu{self.setup.gpus[-1]}", RAM] if self.setup.gpus else [RAM]
+        """Places that the output matrix may take: with the last layer, on whichever GPU that is, or host memory."""
+        return [*(f"gpu{i}" for i in self.setup.gpus), RAM]
+
+    @property
+    def output_follows(self) -> bool:
+        """Whether an output matrix on a GPU must be where the last layer is."""
+        return True
 
     @property
     def embedding_place(self) -> str:

@@ -1,0 +1,149 @@
+"""Time of one engine step as a function of its batch, in the pieces that a replay can sum in closed form.
+
+A step of `b` decoding sequences with `S` cached tokens between them and of prompt chunks (q tokens after p cached ones)
+takes ::
+
+    body(b + sum q) + logits(rows) + max_i (a_i b + s_i S) + sum over chunks of attention(q, p)
+
+*body* is everything that depends on the number of tokens alone: weights, experts, copies, launches. *logits* is the
+output matrix and the sampling of the sequences that emit a token. The two attention terms are what attention costs above
+that of as many tokens without a past: linear in the sequences and in their context for decode (in pieces, where another
+resource binds), and for a chunk the largest of a few linear functions of its query-key pairs ``q p + q (q + 1) / 2``, its
+cached tokens ``p + q`` and its tokens ``q``. A sliding window bounds the pairs and the cached tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.errors import InputError
+from stowplan.ops import cached_tokens, visible_pairs
+
+Knots = tuple[tuple[int, float], ...]
+"""(count, seconds) pairs in rising order: linear between them, and on with the last slope."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePiece:
+    """Decode attention while the mean context is at least `start`: ``per_sequence * b + per_token * S`` seconds."""
+
+    start: float
+    per_sequence: float
+    per_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTerm:
+    """Attention of a prompt chunk in layers that see alike: the largest of the pieces.
+
+    Attributes:
+        window: tokens that a query sees at most, None for all.
+        pieces: seconds per query-key pair, per cached token and per token of the chunk.
+    """
+
+    window: int | None
+    pieces: tuple[tuple[float, float, float], ...]
+
+    def seconds(self, tokens: int, past: int) -> float:
+        """Seconds of a chunk of `tokens` tokens after `past` cached ones."""
+        pairs, cached = visible_pairs(tokens, past, self.window), cached_tokens(past, tokens, self.window)
+        return max(x * pairs + y * cached + z * tokens for x, y, z in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Compiled time of one step; see the module's text for the formula.
+
+    Attributes:
+        body: seconds by number of tokens in the step.
+        logits: seconds by number of sequences that emit a token; starts at (0, 0).
+        decode: pieces of decode attention, the first one from mean context 0.
+        chunk: terms of chunk attention, which add up.
+        largest_error: largest relative error on the held-out steps of the compilation; 0 for one that is given.
+    """
+
+    body: Knots
+    logits: Knots
+    decode: tuple[DecodePiece, ...]
+    chunk: tuple[ChunkTerm, ...]
+    largest_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, knots in (("body", self.body), ("logits", self.logits)):
+            counts = [count for count, _ in knots]
+            if len(knots) < 2 or counts != sorted(set(counts)):
+                raise InputError(f"step time: {name}: needs two or more knots with rising counts")
+        starts = [piece.start for piece in self.decode]
+        if not starts or starts[0] != 0.0 or starts != sorted(set(starts)):
+            raise InputError("step time: decode: needs pieces that start at 0 and rise")
+
+    def decode_piece(self, batch: int, context: int) -> DecodePiece:
+        """The piece that holds for `batch` sequences with `context` cached tokens between them."""
+        mean = context / batch
+        return next(piece for piece in reversed(self.decode) if piece.start <= mean)
+
+    def chunk_attention(self, tokens: int, past: int = 0) -> float:
+        """Seconds of attention of one chunk above that of as many tokens without a past."""
+        return sum(term.seconds(tokens, past) for term in self.chunk)
+
+    def seconds(
+        self, batch: int, context: int, chunks: Sequence[tuple[int, int]] = (), rows: int | None = None
+    ) -> float:
+        """Seconds of one step.
+
+        Args:
+            batch, context: decoding sequences and the cached tokens between them.
+            chunks: (tokens, past) of every prompt chunk.
+            rows: sequences that emit a token; None for all of them.
+        """
+        tokens = batch + sum(new for new, _ in chunks)
+        total = at(self.body, tokens) + at(self.logits, batch + len(chunks) if rows is None else rows)
+        if batch:
+            piece = self.decode_piece(batch, context)
+            total += piece.per_sequence * batch + piece.per_token * context
+        return total + sum(self.chunk_attention(new, past) for new, past in chunks)
+
+    def body_table(self, tokens: int) -> list[float]:
+        """Body for 0 to `tokens` tokens; 0 at 0."""
+        return _table(self.body, tokens)
+
+    def logits_table(self, rows: int) -> list[float]:
+        """Logits for 0 to `rows` rows."""
+        return _table(self.logits, rows)
+
+    def prompt_table(self, tokens: int) -> list[float]:
+        """Attention of whole prompts of 0 to `tokens` tokens."""
+        q = np.arange(tokens + 1, dtype=np.float64)
+        total = np.zeros(tokens + 1)
+        for term in self.chunk:
+            window = inf if term.window is None else float(term.window)
+            short = np.minimum(q, window)
+            pairs = short * (short + 1) / 2
+            pairs[q > window] += (q[q > window] - window) * window if term.window is not None else 0.0
+            total += np.max([x * pairs + y * q + z * q for x, y, z in term.pieces], axis=0)
+        total[0] = 0.0
+        return [float(value) for value in total.tolist()]
+
+
+def at(knots: Knots, count: int) -> float:
+    """Value of a piecewise linear function, 0 for a count of 0."""
+    if count == 0:
+        return 0.0
+    index = next((i for i in range(1, len(knots)) if count <= knots[i][0]), len(knots) - 1)
+    (left, low), (right, high) = knots[index - 1], knots[index]
+    return low + (high - low) * (count - left) / (right - left)
+
+
+def _table(knots: Knots, last: int) -> list[float]:
+    x: NDArray[np.float64] = np.array([count for count, _ in knots], dtype=np.float64)
+    y: NDArray[np.float64] = np.array([seconds for _, seconds in knots])
+    counts = np.arange(last + 1, dtype=np.float64)
+    index = np.clip(np.searchsorted(x, counts, side="left"), 1, len(x) - 1)
+    values = y[index - 1] + (y[index] - y[index - 1]) * (counts - x[index - 1]) / (x[index] - x[index - 1])
+    values[0] = 0.0
+    return [float(value) for value in values.tolist()]
