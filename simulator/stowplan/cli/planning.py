@@ -27,6 +27,14 @@ class Aim(StrEnum):
     THROUGHPUT = "throughput"
 
 
+class LoadMode(StrEnum):
+    """How llama.cpp brings weights into host memory."""
+
+    MMAP = "mmap"
+    NONE = "none"
+    MLOCK = "mlock"
+
+
 class SolverName(StrEnum):
     """Which solver proves it."""
 
@@ -61,6 +69,9 @@ def plan(
     margin: Annotated[
         str | None, typer.Option("--margin", metavar="SIZE", help='GPU memory to leave free ("512 MiB").')
     ] = None,
+    load_mode: Annotated[
+        LoadMode | None, typer.Option("--load-mode", help="How weights reach RAM; mmap may leave any share on disk.")
+    ] = None,
     solver: Annotated[SolverName, typer.Option("--solver", help="Which solver.")] = SolverName.HIGHS,
     write_lp: Annotated[str | None, typer.Option("--write-lp", metavar="FILE.lp", help="Print the programme.")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the plan.")] = None,
@@ -83,15 +94,20 @@ def plan(
     ):
         inputs.check_output(option, path, endings)
     settings = inputs.llama_cpp_settings(kv=kv, ubatch=ubatch, threads=threads, margin=margin)
+    if load_mode is not None:
+        settings["load_mode"] = load_mode.value
+    variant = None
     if system == _IK:
-        system, settings = "llama.cpp", settings | {"engine": _IK, "release": "pre-2025-12"}
+        variant, system, settings = _IK, "llama.cpp", settings | {"engine": _IK, "release": "pre-2025-12"}
     elif system != "llama.cpp" and settings:
-        raise InputError(f"--kv, --ubatch, --threads and --margin are knobs of llama.cpp; {system} has none of them")
+        raise InputError(
+            f"--kv, --ubatch, --threads, --margin and --load-mode are knobs of llama.cpp; {system} has none of them"
+        )
     aim = objective or (Aim.THROUGHPUT if system == "flexgen" else Aim.REQUEST)
     asked = inputs.workload(context=context, prompt=prompt, generate=generate, depth=depth, batch=batch)
     if write_lp is not None and system != "llama.cpp":
         raise InputError(f"--write-lp prints llama.cpp's programme; {system} is solved as many small ones")
-    setup = make_setup(load_machine(on, set_ or []), load_model(model, quant), load_system(system))
+    setup = make_setup(load_machine(on, set_ or []), load_model(model, quant), load_system(system), variant)
     from stowplan.planner.result import Request  # loads the solver: only once the input is known to be good
 
     progress = inputs.Progress()
@@ -210,7 +226,8 @@ def export(
             f"{plan_file} was made for {stored.system}; make one for {target.key} with "
             f"`stowplan plan {stored.model} --system {target.key} --on ...`"
         )
-    setup = make_setup(load_machine(stored.machine, stored.set), load_model(stored.model, stored.quant), target)
+    machine, model = load_machine(stored.machine, stored.set), load_model(stored.model, stored.quant)
+    setup = make_setup(machine, model, target, stored.settings.get("engine"))
     command = target.command(setup, stored)
     if output is None:
         tables.print_verbatim(command)

@@ -164,7 +164,8 @@ def _from_file(
             "settings": settings,
         }
     )
-    setup = make_setup(machine, load_model(plan.model, plan.quant), load_system(plan.system))
+    variant = plan.settings.get("engine")
+    setup = make_setup(machine, load_model(plan.model, plan.quant), load_system(plan.system), variant)
     return _Given(setup, plan, [])
 
 

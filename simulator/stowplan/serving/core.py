@@ -59,7 +59,7 @@ class Core:
         self.body = step_time.body_table(max(longest, limits.max_batched_tokens) + limits.max_running)
         self.logits = step_time.logits_table(2 * limits.max_running)
         self.prompt_attention = step_time.prompt_table(longest)
-        self.step_time = step_time
+        self.chunk_attention = step_time.chunk_attention
         self.piece_ends = [*(piece.start for piece in step_time.decode[1:]), inf]
         self.piece_sequence = [piece.per_sequence for piece in step_time.decode]
         self.piece_token = [piece.per_token for piece in step_time.decode]
@@ -127,6 +127,11 @@ class Core:
         self.free += -(-cached // size)
         return cached
 
+    def drop(self, request: int) -> None:
+        """A sequence that holds no blocks any more waits for its prompt to be processed again."""
+        self.preemptions[request] = self.preemptions.get(request, 0) + 1
+        self.waiting.put_back(request)
+
     def make_room(self) -> float | None:
         """Preempt the sequences admitted last until the next decode step has its blocks.
 
@@ -147,10 +152,8 @@ class Core:
         while finish[order[-1]] < 0:
             order.pop()
         request = order.pop()
-        made = self.output[request] - (finish[request] - self.steps)
+        self.made[request] = self.output[request] - (finish[request] - self.steps)
         blocks = self.limits.blocks(self._leave(request))
-        self.made[request] = made
-        self.preemptions[request] = self.preemptions.get(request, 0) + 1
         if len(self.ends) > 4 * self.batch + 1024:  # entries of preempted sequences, dropped now and then
             mask, bits = (1 << self.bits) - 1, self.bits
             self.ends = [end for end in self.ends if finish[end & mask] == end >> bits]
@@ -159,8 +162,9 @@ class Core:
             self.free_swap -= blocks
             self.swapped.append(request)
             self.swaps += 1
+            self.preemptions[request] = self.preemptions.get(request, 0) + 1
             return blocks * self.limits.swap_s_per_block
-        self.waiting.put_back(request)
+        self.drop(request)
         return 0.0
 
     def bring_back(self, running: int) -> float | None:
@@ -191,10 +195,16 @@ class Core:
             seconds = (seconds or 0.0) + blocks * limits.swap_s_per_block
         return seconds
 
-    def decode(self) -> None:
-        """Run decode steps until one of them may change the batch; at least one, preempting first where needed."""
+    def decode(self, *, preempted: bool = False) -> None:
+        """Run decode steps until one of them may change the batch; at least one, preempting first where needed.
+
+        Args:
+            preempted: whether the scheduler has preempted a sequence of its own for this step.
+        """
         extra = self.make_room()
-        if extra is None and self.swapped:
+        if preempted:
+            extra = extra or 0.0
+        elif extra is None and self.swapped:
             extra = self.bring_back(self.batch)
         ends, finish, bits, steps, batch = self.ends, self.finish, self.bits, self.steps, self.batch
         mask = (1 << bits) - 1
@@ -219,7 +229,7 @@ class Core:
             half_growth = 0.5 * per_token * batch
             after = now + run * (step_s + half_growth * (run - 1))
             if batch < self.limits.max_running and not self.swapped:
-                arrival = self.waiting.next_change()
+                arrival = self.waiting.next_change(now)
                 if arrival < after:
                     run = _steps_until(arrival, now, step_s, half_growth, run)
                     after = now + run * (step_s + half_growth * (run - 1))
@@ -262,6 +272,14 @@ class Core:
             self.context -= cached
             self.free += -(-cached // size)
             finished[request] = now
+
+    def decode_attention(self) -> float:
+        """Seconds of the decoding sequences' attention in the next step."""
+        batch, context = self.batch, self.context
+        mean, piece, ends = context / batch, 0, self.piece_ends
+        while mean >= ends[piece]:
+            piece += 1
+        return self.piece_sequence[piece] * batch + self.piece_token[piece] * context
 
     def _steps_within_blocks(self, most: int) -> int:
         """Steps, at most `most`, for which the free blocks suffice; the first one always has them."""

@@ -27,7 +27,7 @@ class WaitingQueue(ABC):
         """A preempted request waits again."""
 
     @abstractmethod
-    def next_change(self) -> float:
+    def next_change(self, now: float) -> float:
         """When the head can next become another one by an arrival alone; infinity for never."""
 
     @abstractmethod
@@ -62,9 +62,10 @@ class FirstCome(WaitingQueue):
         """See `WaitingQueue`; victims come back youngest first, so that the oldest ends up in front."""
         self._back.append(request)
 
-    def next_change(self) -> float:
-        """See `WaitingQueue`; a waiting head stays until it is admitted. Valid right after `head` found nobody."""
-        return inf if self._back else self._arrival[self._next]
+    def next_change(self, now: float) -> float:
+        """See `WaitingQueue`; a waiting head stays until it is admitted."""
+        arrival = self._arrival[self._next]
+        return inf if self._back or arrival <= now else arrival
 
     def next_arrival(self) -> float:
         """See `WaitingQueue`."""
@@ -99,7 +100,7 @@ class Sorted(WaitingQueue):
         """See `WaitingQueue`."""
         heappush(self._heap, (self._key[request], request))
 
-    def next_change(self) -> float:
+    def next_change(self, now: float) -> float:  # noqa: ARG002
         """See `WaitingQueue`; any arrival may be smaller than the head."""
         return self._arrival[self._next]
 

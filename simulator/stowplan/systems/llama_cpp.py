@@ -17,6 +17,7 @@ from itertools import product
 from stowplan.engine.graph import Graph
 from stowplan.errors import DoesNotFit, NotExpressible
 from stowplan.kernels import CpuKernels, GpuKernels
+from stowplan.models import formats
 from stowplan.models.model import EXPERT_ROLES, Layer, Role
 from stowplan.ops import (
     EXPERT_PARTS,
@@ -51,6 +52,7 @@ class LlamaCppRun(SerialRun):
         self.settings = settings
         machine, figures = setup.machine, setup.figures
         self.cache = settings.cache
+        self._scaled = _kernels_of_scaled(setup.model.quant)
         self.rules = LlamaCppMemory(setup.model, workload, settings, self.cache)
         self.threads = min(settings.threads or machine.cores, machine.cores)
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
@@ -139,7 +141,8 @@ class LlamaCppRun(SerialRun):
                 yield replace(op, scratch_bytes=4 * _FP32 * op.scores)
             else:
                 yield op
-        yield from ffn_operators(layer, step.tokens)
+        for op in ffn_operators(layer, step.tokens):
+            yield op if self._scaled is None or not op.format.endswith("bpw") else replace(op, format=self._scaled)
 
     def _executor(self, op: Operator, place: str, home: str, step: Step, layer: Layer) -> tuple[str, bool]:
         """Where an operator runs, and whether its weights are streamed there first."""
@@ -273,6 +276,16 @@ class LlamaCppRun(SerialRun):
             for tensor in layer.tensors
             if tensor.role in EXPERT_ROLES and places.place(part_of(tensor)) == RAM
         )
+
+
+def _kernels_of_scaled(quant: str) -> str | None:
+    """The format whose kernels a mix of stated size (``iq2_k@226GiB``) runs; None for a mix of known formats."""
+    base, at, _ = quant.lower().removeprefix("ud-").partition("@")
+    if not at:
+        return None
+    if base in formats():
+        return base
+    return "iq4_xs" if base.startswith("iq") else "q4_k"
 
 
 def _add(parts: dict[str, float], name: str, size: float) -> None:

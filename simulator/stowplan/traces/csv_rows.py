@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stowplan.errors import BadFile
 from stowplan.traces.lines import Lines, read_lines
-from stowplan.traces.rows import ReadOptions, Rows, all_well, row_problem
+from stowplan.traces.rows import BadRow, ReadOptions, Rows, all_well, check_row
 from stowplan.traces.trace import Floats, Integers
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\Z", re.ASCII)
@@ -73,22 +72,17 @@ class _Table:
         good: list[str] = []
         values: list[tuple[float, float, float]] = []
         for position, text in enumerate(lines.texts):
-            number = lines.first + position
-            if position in lines.broken:
-                self.rows.refuse(number, lines.broken[position], "not text")
-                continue
-            if not text or text.isspace():
-                continue
-            parsed = self._parsed(text)
-            problem = parsed if isinstance(parsed[0], str) else row_problem(*parsed)  # type: ignore[arg-type]
-            if problem is not None:
-                self.rows.refuse(number, str(problem[0]), str(problem[1]))
-                continue
-            good.append(text)
-            values.append(parsed)  # type: ignore[arg-type]
+            try:
+                if position in lines.broken:
+                    raise BadRow(lines.broken[position], "not text")
+                if text and not text.isspace():
+                    values.append(self._parsed(text))
+                    good.append(text)
+            except BadRow as bad:
+                self.rows.refuse(lines.first + position, bad)
         if good:
             table = np.array(values, dtype=np.float64)
-            self._add(good, table[:, 0], table[:, 1], table[:, 2])
+            self._add(good, table[:, 0], table[:, 1], table[:, 2], self._hashes(good))
 
     def _read_block(self, texts: list[str]) -> bool:
         """Add a block whose rows are all good; False, with nothing added, where that is in doubt."""
@@ -109,28 +103,37 @@ class _Table:
                 arrivals = _seconds([text.split(",", arrival + 1)[arrival] for text in texts])
             else:
                 arrivals = table[:, 2].copy()
-        except ValueError:
+            hashes = self._hashes(texts)
+        except (ValueError, OverflowError):
             return False
         if len(table) != len(texts) or not all_well(arrivals, table[:, 0], table[:, 1]):
             return False
-        return self._add(texts, arrivals, table[:, 0].copy(), table[:, 1].copy())
+        self._add(texts, arrivals, table[:, 0].copy(), table[:, 1].copy(), hashes)
+        return True
 
-    def _add(self, texts: list[str], arrivals: Floats, prompt: Floats, output: Floats) -> bool:
-        session, hashes = self._at(self.layout.session), self._at(self.layout.hashes)
+    def _add(
+        self, texts: list[str], arrivals: Floats, prompt: Floats, output: Floats, hashes: tuple[Integers, Integers]
+    ) -> None:
+        session = self._at(self.layout.session)
         if session is not None and self.rows.session is not None:
             self.rows.session.append(self._sessions(texts, session))
-        if hashes is not None and self.rows.hashes is not None and self.rows.hash_counts is not None:
-            fields = [text.split(",", hashes + 1)[hashes].split() for text in texts]
-            try:
-                self.rows.hashes.append(np.array([int(word) for words in fields for word in words], dtype=np.int64))
-            except (ValueError, OverflowError) as error:
-                raise BadFile(
-                    f"{self.rows.path}: column '{self.layout.hashes}' must hold whole numbers of 64 bits with spaces "
-                    f"between them ({error})"
-                ) from error
-            self.rows.hash_counts.append(np.array([len(words) for words in fields], dtype=np.int64))
+        if self.rows.hashes is not None and self.rows.hash_counts is not None:
+            self.rows.hashes.append(hashes[0])
+            self.rows.hash_counts.append(hashes[1])
         self.rows.add(arrivals, prompt, output)
-        return True
+
+    def _hashes(self, texts: list[str]) -> tuple[Integers, Integers]:
+        """All hashes of these rows and how many each row has.
+
+        Raises:
+            ValueError, OverflowError: a hash is not a whole number of 64 bits.
+        """
+        column = self._at(self.layout.hashes)
+        if column is None:
+            return np.zeros(0, np.int64), np.zeros(len(texts), np.int64)
+        words = [text.split(",", column + 1)[column].strip().strip('"').split() for text in texts]
+        found = np.array([int(word) for row in words for word in row], dtype=np.int64)
+        return found, np.array([len(row) for row in words], dtype=np.int64)
 
     def _sessions(self, texts: list[str], column: int) -> Integers:
         ids = np.empty(len(texts), dtype=np.int64)
@@ -140,38 +143,39 @@ class _Table:
             ids[position] = self.sessions.setdefault(name, len(self.sessions)) if known else -1
         return ids
 
-    def _parsed(self, text: str) -> tuple[float, float, float] | tuple[str, str]:
-        """Arrival, prompt and output of one line, or a sentence and a reason why it has none."""
+    def _parsed(self, text: str) -> tuple[float, float, float]:
+        """Arrival, prompt and output of one line.
+
+        Raises:
+            BadRow: a column is missing or is not what it should be.
+        """
         fields = [part.strip().strip('"') for part in text.split(",")]
         if len(fields) != len(self.header):
-            return f"{len(fields)} columns where the header has {len(self.header)}", "wrong number of columns"
-        arrival = 0.0
-        if self.layout.arrival is not None:
-            shown = fields[self.header[self.layout.arrival]]
-            found = _dated(shown) if self.layout.dated else _number(shown)
-            if found is None:
-                kind = "a date and time in UTC" if self.layout.dated else "a number"
-                return f"'{self.layout.arrival}' is '{shown[:40]}', which is not {kind}", f"not {kind}"
-            arrival = found
-        lengths = []
-        for name in (self.layout.prompt, self.layout.output):
-            shown = fields[self.header[name]]
-            found = _number(shown)
-            if found is None:
-                return f"'{name}' is '{shown[:40]}', which is not a number", "not a number"
-            lengths.append(found)
-        return arrival, lengths[0], lengths[1]
+            raise BadRow(f"{len(fields)} columns where the header has {len(self.header)}", "wrong number of columns")
+        read = _dated if self.layout.dated else _number
+        arrival = 0.0 if self.layout.arrival is None else read(self.layout.arrival, fields[self.header[self.layout.arrival]])
+        prompt, output = (_number(name, fields[self.header[name]]) for name in (self.layout.prompt, self.layout.output))
+        check_row(arrival, prompt, output)
+        try:
+            self._hashes([text])
+        except (ValueError, OverflowError) as error:
+            raise BadRow(
+                f"'{self.layout.hashes}' must hold whole numbers of 64 bits with spaces between", "hashes unreadable"
+            ) from error
+        return arrival, prompt, output
 
 
-def _number(text: str) -> float | None:
-    return float(text) if (_NUMBER.match(text) or _NAMED.match(text)) and len(text) < 400 else None
+def _number(column: str, text: str) -> float:
+    if len(text) < 400 and (_NUMBER.match(text) or _NAMED.match(text)):
+        return float(text)
+    raise BadRow(f"'{column}' is '{text[:40]}', which is not a number", "not a number")
 
 
-def _dated(text: str) -> float | None:
+def _dated(column: str, text: str) -> float:
     try:
         return float(_seconds([text])[0])
-    except ValueError:
-        return None
+    except ValueError as error:
+        raise BadRow(f"'{column}' is '{text[:40]}', which is not a date with time in UTC", "not a date") from error
 
 
 def _seconds(texts: list[str]) -> Floats:
@@ -211,5 +215,3 @@ def read_csv(path: Path, layout: Layout, options: ReadOptions, header: tuple[int
         table.read(Lines(lines.first + skipped, lines.texts[skipped:], kept))
     return rows
 
-
-Reader = Callable[[Path, ReadOptions, tuple[int, str]], Rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,14 @@ FAILURES = "failed requests (no response tokens)"
 
 _WIDEST_TIE_S = 1.0
 """Ties are parted within at most a second, the coarsest clock among the known traces."""
+
+
+class BadRow(ValueError):
+    """A row that cannot be read: the problem as a sentence, and the same in few words."""
+
+    def __init__(self, problem: str, reason: str) -> None:
+        super().__init__(problem)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +66,19 @@ class Rows:
     hash_counts: list[Integers] | None = None
     counted: dict[str, int] = field(default_factory=dict)
 
-    def refuse(self, line: int, problem: str, reason: str) -> None:
+    def refuse(self, line: int, bad: BadRow) -> None:
         """Count a bad row, or refuse the file because of it.
 
         Args:
             line: number of the line, from 1.
-            problem: what is wrong, as a sentence.
-            reason: the same in few words, for the count.
+            bad: what is wrong.
 
         Raises:
             BadFile: bad rows are not to be skipped.
         """
         if not self.options.skip_bad:
-            raise BadFile(f"{self.path}:{line}: {problem}; mend the row, or skip rows like it with --skip-bad")
-        self.counted[reason] = self.counted.get(reason, 0) + 1
+            raise BadFile(f"{self.path}:{line}: {bad}; mend the row, or skip bad rows with --skip-bad") from bad
+        self.counted[bad.reason] = self.counted.get(bad.reason, 0) + 1
 
     def add(self, arrival_s: Floats, prompt: Floats, output: Floats) -> None:
         """Append rows that have passed their checks."""
@@ -145,27 +153,27 @@ class Rows:
         )
 
 
-def row_problem(arrival_s: float, prompt: float, output: float) -> tuple[str, str] | None:
-    """What is wrong with the numbers of one row: a sentence and the same in few words; None where nothing is.
+def check_row(arrival_s: float, prompt: float, output: float) -> None:
+    """Check the numbers of one row. A request without output is a failure and not bad; its prompt may be empty.
 
-    A request without output is a failure and not bad; its prompt is not looked at.
+    Raises:
+        BadRow: a number is not finite, negative, too large or not whole, or a prompt with a response is empty.
     """
     for what, value in (("arrival", arrival_s), ("prompt tokens", prompt), ("output tokens", output)):
-        if not np.isfinite(value):
-            return f"{what} is {value:g}, which is not a finite number", "not a finite number"
+        if not math.isfinite(value):
+            raise BadRow(f"{what} is {value:g}, which is not a finite number", "not a finite number")
         if value < 0:
-            return f"{what} is {value:g}; it cannot be negative", "negative"
+            raise BadRow(f"{what} is {value:g}; it cannot be negative", "negative")
         if value > (LATEST_S if what == "arrival" else MOST_TOKENS):
-            return f"{what} is {value:g}, which is too large to be true", "too large"
+            raise BadRow(f"{what} is {value:g}, which is too large to be true", "too large")
         if what != "arrival" and value != int(value):
-            return f"{what} is {value:g}; tokens are whole numbers", "not a whole number"
+            raise BadRow(f"{what} is {value:g}; tokens are whole numbers", "not a whole number")
     if output >= 1 and prompt < 1:
-        return "the prompt has no tokens although there is a response", "no prompt tokens"
-    return None
+        raise BadRow("the prompt has no tokens although there is a response", "no prompt tokens")
 
 
 def all_well(arrival_s: Floats, prompt: Floats, output: Floats) -> bool:
-    """Whether `row_problem` finds nothing in any row."""
+    """Whether `check_row` accepts every row."""
     return bool(
         (
             (arrival_s >= 0.0)
@@ -191,26 +199,20 @@ def parted(arrival_s: Floats, seed: int) -> Floats:
     return np.asarray(spread - spread[0])
 
 
-def lengths_arrive(rows: Rows, count: int) -> tuple[Floats, str]:
+def with_arrivals(rows: Rows) -> tuple[Rows, str]:
     """Arrivals for requests that have lengths only: all at once, or Poisson at the asked rate; and a note of that.
 
     Raises:
         BadFile: the rate is not a positive finite number.
     """
-    rate = rows.options.rate
+    count, rate = sum(len(piece) for piece in rows.prompt), rows.options.rate
     if rate is None:
-        return np.zeros(count), "the file has no arrivals: all requests arrive at once"
-    if not (np.isfinite(rate) and rate > 0.0):
+        return replace(rows, arrival_s=[np.zeros(count)]), "the file has no arrivals: all requests arrive at once"
+    if not (math.isfinite(rate) and rate > 0.0):
         raise BadFile(f"{rows.path}: has no arrivals, and a rate of {rate:g} requests/s gives none; give one above 0")
     gaps = np.random.default_rng(rows.options.seed).exponential(1.0 / rate, count)
     note = f"the file has no arrivals: synthetic Poisson arrivals at {rate:g} requests/s, seed {rows.options.seed}"
-    return np.cumsum(gaps), note
-
-
-def with_arrivals(rows: Rows) -> tuple[Rows, str]:
-    """Rows of lengths with arrivals made for them."""
-    arrivals, note = lengths_arrive(rows, sum(len(piece) for piece in rows.prompt))
-    return replace(rows, arrival_s=[arrivals]), note
+    return replace(rows, arrival_s=[np.cumsum(gaps)]), note
 
 
 def _joined(pieces: Sequence[Floats]) -> Floats:
