@@ -52,10 +52,10 @@ def fewest_batches(reserved: Counts, limits: Limits) -> Counts:
     fewest = -(-np.arange(1, len(reserved) + 1) // limits.max_batch)
     small = np.unique(reserved[reserved <= capacity // 2])
     chosen = small[np.linspace(0, len(small) - 1, min(_THRESHOLDS, len(small))).astype(np.int64)] if len(small) else []
-    for threshold in (0, *map(int, chosen), capacity // 2 + 1):
-        filled = np.where(reserved > capacity - threshold, capacity, np.where(reserved >= threshold, reserved, 0))
-        if threshold > capacity // 2:  # two requests above half the capacity never share a batch
-            filled = np.where(2 * reserved > capacity, capacity, 0)
+    whole = [np.where(2 * reserved > capacity, capacity, 0), reserved]
+    for threshold in map(int, chosen):
+        whole.append(np.where(reserved > capacity - threshold, capacity, np.where(reserved < threshold, 0, reserved)))
+    for filled in whole:
         fewest = np.maximum(fewest, -(-np.cumsum(filled) // capacity))
     return fewest
 

@@ -204,6 +204,14 @@ def print_programme(data: Placement, path: str) -> None:
     build(data).problem.writeLP(path)
 
 
+def lower_bound(data: Placement) -> float | None:
+    """Cost of the relaxed programme, which no placement undercuts; None when not even that fits."""
+    problem = build(data, relaxed=True).problem
+    if pulp.LpStatus[problem.solve(_solver("highs"))] != "Optimal":
+        return None
+    return float(pulp.value(problem.objective) or 0.0) + data.constant
+
+
 def shadow_prices(data: Placement) -> dict[str, float]:
     """Seconds that one more byte of each tier saves, from the duals of the relaxed programme."""
     programme = build(data, relaxed=True)

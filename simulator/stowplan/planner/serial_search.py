@@ -10,7 +10,7 @@ from stowplan.errors import DoesNotFit
 from stowplan.models.model import Layer
 from stowplan.ops import Step
 from stowplan.plan import Workload
-from stowplan.planner.programme import Column, Placement, Solved, solve, undominated
+from stowplan.planner.programme import Column, Placement, Solved, lower_bound, solve, undominated
 from stowplan.systems.base import RAM, Evaluation
 from stowplan.systems.serial import LayerPlaces, Price, SerialRun, sampled
 
@@ -77,15 +77,19 @@ class SerialSearch:
             for choices, spilled in ((whole, False), (columns, True))
             if all(choices) and (data := self.programme(choices, output, spilled=spilled)) is not None
         ]
-        found: list[Found] = []
-        for output, data in programmes:
+        bounded = [(bound, k) for k, (_, data) in enumerate(programmes) if (bound := lower_bound(data)) is not None]
+        best: Found | None = None
+        for bound, k in sorted(bounded):
+            if best is not None and bound >= best.cost:
+                break
+            output, data = programmes[k]
             solved = solve(data, solver=solver)
-            if solved is None:
-                continue
-            placed = self.evaluated(solved, output)
-            if placed is not None:
-                found.append(Found(solved.layers, output, placed, self.weights.cost(placed), solved, data))
-        return min(found, key=lambda each: each.cost, default=None)
+            placed = None if solved is None else self.evaluated(solved, output)
+            if solved is not None and placed is not None:
+                cost = self.weights.cost(placed)
+                if best is None or cost < best.cost:
+                    best = Found(solved.layers, output, placed, cost, solved, data)
+        return best
 
     def evaluated(self, solved: Solved, output: str) -> Evaluation | None:
         """Exact times of a solution; None when a tier overflows after all."""

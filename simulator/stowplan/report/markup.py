@@ -15,7 +15,7 @@ class Markup(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: str, **attributes: object) -> Markup:
+def tag(name: str, /, *children: str, **attributes: object) -> Markup:
     """An element; children that are no `Markup` are escaped, and so is every attribute's value.
 
     Attribute names take hyphens for underscores, and a trailing underscore keeps ``class_`` from being a keyword.

@@ -13,7 +13,8 @@ _BASE = """
 --hold:#23282e;--accent:#56b4e9;--measured:#14483a;--fitted:#143e5c;--datasheet:#33383e;--assumed:#5a430f}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums}
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
+font-variant-numeric:tabular-nums}
 main{max-width:1160px;margin:0 auto;padding:28px 24px 64px}
 h1{font-size:1.35rem;line-height:1.3;margin:0;font-weight:650;overflow-wrap:anywhere}
 h1 span{font-weight:400;color:var(--soft)}
@@ -21,7 +22,7 @@ h2{font-size:1.15rem;margin:52px 0 4px;font-weight:650}
 h3{font-size:.95rem;margin:22px 0 4px;font-weight:600}
 p{margin:4px 0 10px;max-width:76ch}
 .soft,.note{color:var(--soft)}
-.note{font-size:.9rem}
+.note{font-size:.9rem;max-width:100ch}
 .answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:14px 40px;margin:22px 0 12px}
 .answer .value{font-size:1.5rem;font-weight:650;line-height:1.25;white-space:nowrap}
 .answer.first .value{font-size:2.3rem;line-height:1.1}
@@ -35,8 +36,8 @@ font-size:.9rem;margin:10px 0}
 .shares i{display:block;height:10px;background:var(--accent);border-radius:1px;min-width:1px}
 .shares b{font-weight:400;text-align:right}
 .command{position:relative;margin:18px 0 0}
-pre{margin:0;background:var(--wash);border:1px solid var(--line);border-radius:6px;padding:12px 76px 12px 14px;overflow-x:auto;
-font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;max-height:340px}
+pre{margin:0;background:var(--wash);border:1px solid var(--line);border-radius:6px;padding:12px 76px 12px 14px;
+overflow-x:auto;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;max-height:340px}
 button{position:absolute;top:8px;right:8px;font:inherit;font-size:.85rem;padding:3px 12px;border:1px solid var(--line);
 border-radius:5px;background:var(--paper);color:var(--ink);cursor:pointer}
 button:focus-visible{outline:2px solid var(--accent)}
@@ -53,7 +54,7 @@ button:focus-visible{outline:2px solid var(--accent)}
 .rule{stroke:var(--line);stroke-width:1}
 .capacity{stroke:var(--ink);stroke-width:3}
 .lead{stroke:var(--soft);stroke-width:1;fill:none}
-.seam{stroke:var(--paper);stroke-width:.75}
+.seam{stroke:var(--paper);stroke-width:.75;stroke-opacity:.7}
 .whisker{stroke:var(--accent);stroke-width:7;stroke-linecap:round;opacity:.35}
 .mean{fill:var(--accent)}
 [data-tip]:hover{opacity:.82}

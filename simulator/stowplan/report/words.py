@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from stowplan.plan import Interval, Plan
 from stowplan.units import format_rate
 
-_DEVICE = {"hbm": "memory", "compute": "arithmetic", "h2d": "copies in", "d2h": "copies out"}
+_DEVICE = {"hbm": "memory", "compute": "arithmetic"}
+_LINKS = {"h2d": "copies to", "d2h": "copies from"}
 _WHOLE = {
     "host.dram": "host DRAM",
     "host.cores": "CPU arithmetic",
@@ -29,16 +30,16 @@ def three(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """A wait in seconds, in milliseconds below a tenth, in microseconds below a tenth of those."""
+    """A wait in seconds, in milliseconds below one, in microseconds below one of those."""
     scale, unit = seconds_unit(value)
     return f"{three(value * scale)} {unit}"
 
 
 def seconds_unit(value: float) -> tuple[float, str]:
     """Factor and unit that a duration of this size is written in."""
-    if value >= 0.1 or value == 0:
+    if value >= 1 or value == 0:
         return 1.0, "s"
-    return (1e3, "ms") if value >= 1e-4 else (1e6, "µs")
+    return (1e3, "ms") if value >= 1e-3 else (1e6, "µs")
 
 
 def interval(found: Interval, scale: float = 1.0) -> str:
@@ -58,7 +59,15 @@ def resource(name: str, gpus: int) -> str:
     if name in _WHOLE:
         return _WHOLE[name]
     device, _, what = name.partition(".")
+    if what in _LINKS:
+        return f"{_LINKS[what]} {_the(device, gpus)}"
     return f"{place(device, gpus)} {_DEVICE[what]}" if what in _DEVICE else name.replace("_", " ")
+
+
+def _the(device: str, gpus: int) -> str:
+    """A GPU within a sentence."""
+    name = place(device, gpus)
+    return "the GPU" if name == "GPU" else name
 
 
 def limit(name: str, share: float, rates: Mapping[str, float], held: str, gpus: int) -> str:
@@ -73,8 +82,7 @@ def limit(name: str, share: float, rates: Mapping[str, float], held: str, gpus: 
     """
     device, _, what = name.partition(".")
     rate = f" at {format_rate(rates[name])}" if name in rates and what not in {"compute", "cores"} else ""
-    where = place(device, gpus)
-    gpu = "the GPU" if where == "GPU" else where
+    gpu = _the(device, gpus)
     by_name = {
         "host.dram": f"reads {held} from RAM{rate}",
         "host.cores": f"computes with {held} on the CPU's cores",
@@ -87,8 +95,8 @@ def limit(name: str, share: float, rates: Mapping[str, float], held: str, gpus: 
     by_device = {
         "hbm": f"reads the memory of {gpu}{rate}",
         "compute": f"computes on {gpu}",
-        "h2d": f"copies weights and activations to {gpu}{rate}",
-        "d2h": f"copies from {gpu}{rate}",
+        "h2d": f"brings weights and activations to {gpu}{rate}",
+        "d2h": f"brings results back from {gpu}{rate}",
     }
     doing = by_name.get(name) or by_device.get(what) or f"goes to {resource(name, gpus)}"
     return f"{100 * share:.0f} % of it {doing}"

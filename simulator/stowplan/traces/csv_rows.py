@@ -153,7 +153,9 @@ class _Table:
         if len(fields) != len(self.header):
             raise BadRow(f"{len(fields)} columns where the header has {len(self.header)}", "wrong number of columns")
         read = _dated if self.layout.dated else _number
-        arrival = 0.0 if self.layout.arrival is None else read(self.layout.arrival, fields[self.header[self.layout.arrival]])
+        arrival = (
+            0.0 if self.layout.arrival is None else read(self.layout.arrival, fields[self.header[self.layout.arrival]])
+        )
         prompt, output = (_number(name, fields[self.header[name]]) for name in (self.layout.prompt, self.layout.output))
         check_row(arrival, prompt, output)
         try:
@@ -214,4 +216,3 @@ def read_csv(path: Path, layout: Layout, options: ReadOptions, header: tuple[int
         kept = {position - skipped: what for position, what in lines.broken.items() if position >= skipped}
         table.read(Lines(lines.first + skipped, lines.texts[skipped:], kept))
     return rows
-

@@ -131,7 +131,9 @@ def _hashes(row: Mapping[str, Any], name: str | None) -> list[int]:
         raise BadRow(f"'{name}' is not a list of hashes", "hashes unreadable")
     for value in found:
         if isinstance(value, bool) or not isinstance(value, int) or not _SMALLEST <= value < _LARGEST:
-            raise BadRow(f"'{name}' holds '{str(value)[:40]}'; hashes are whole numbers of 64 bits", "hashes unreadable")
+            raise BadRow(
+                f"'{name}' holds '{str(value)[:40]}'; hashes are whole numbers of 64 bits", "hashes unreadable"
+            )
     return [value if value < -_SMALLEST else value - _LARGEST for value in found]
 
 
