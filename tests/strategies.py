@@ -122,7 +122,7 @@ def llama_cpp_settings(draw: st.DrawFn) -> LlamaCppSettings:
 
 @st.composite
 def placements(draw: st.DrawFn, setup: Setup, settings: LlamaCppSettings) -> tuple[list[LayerPlaces], str]:
-    """Placements that llama.cpp can express: first layers on the CPU, then runs per GPU, feed-forward parts anywhere."""
+    """Placements that llama.cpp can express: first layers on the CPU, then runs per GPU, feed-forward parts apart."""
     layers, gpus = setup.model.layers, len(setup.machine.gpus)
     cuts = sorted(draw(st.lists(st.integers(0, len(layers)), min_size=gpus, max_size=gpus)))
     if gpus and draw(st.integers(0, 2)) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stowplan.errors import BadFile
-from stowplan.plan import PlacedLayers, Place, Plan, Workload, expand, read_plan, run_lengths, write_atomically
+from stowplan.plan import Place, PlacedLayers, Plan, Workload, expand, read_plan, run_lengths, write_atomically
 
 PLAN = Plan(
     system="llama.cpp",
@@ -145,7 +146,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, step, full)
-    with pytest.raises(BadFile, match="cannot be written .*No space left"):
+    with pytest.raises(BadFile, match=r"cannot be written .*No space left"):
         write_atomically(path, b"half of it never arrives")
     monkeypatch.undo()
     assert path.read_bytes() == b"old"
@@ -162,7 +163,7 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
 def test_run_lengths_are_maximal_and_expand_to_what_they_came_from(layers: list[dict[str, Place]]) -> None:
     runs = run_lengths(layers)
     assert expand(runs, len(layers), where="plan") == layers
-    assert all(left.places != right.places for left, right in zip(runs, runs[1:], strict=False))
+    assert all(left.places != right.places for left, right in pairwise(runs))
 
 
 @pytest.mark.parametrize(

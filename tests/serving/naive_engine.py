@@ -11,7 +11,7 @@ from stowplan.serving.limits import Limits
 from stowplan.serving.step_time import StepTime
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     number: int
     arrival: float
@@ -64,7 +64,6 @@ class NaiveEngine:
         assert sorted(held + self.pool) == list(range(self.limits.kv_blocks))
         for s in self.running:
             assert len(s.blocks) >= self.needed(s.cached)
-        self.peak = max(self.peak, len(held))
 
     def needed(self, tokens: int) -> int:
         return (tokens + self.limits.block_tokens - 1) // self.limits.block_tokens
@@ -72,7 +71,6 @@ class NaiveEngine:
     def take(self, s: Sequence, count: int) -> None:
         for _ in range(count):
             s.blocks.append(self.pool.pop())
-        self.peak = max(self.peak, self.limits.kv_blocks - len(self.pool))
 
     def give(self, s: Sequence) -> None:
         self.pool.extend(s.blocks)
@@ -93,6 +91,7 @@ class NaiveEngine:
             s.started = self.now
 
     def emit(self, sequences: list[Sequence]) -> None:
+        self.peak = max(self.peak, self.limits.kv_blocks - len(self.pool))
         for s in sequences:
             s.made += 1
             s.first = self.now if s.first is None else s.first

@@ -37,17 +37,15 @@ def step_times(draw: st.DrawFn) -> StepTime:
             sequence, token = sequence - steeper * start, token + steeper
         pieces.append(DecodePiece(float(start), sequence, token))
     piece = st.tuples(_ticks(0, 20), _ticks(0, 100), _ticks(-50, 100))
-    term = st.builds(
-        ChunkTerm, st.none() | st.integers(1, 40), st.lists(piece, min_size=1, max_size=3).map(tuple)
-    )
+    term = st.builds(ChunkTerm, st.none() | st.integers(1, 40), st.lists(piece, min_size=1, max_size=3).map(tuple))
     terms = tuple(draw(st.lists(term, max_size=2)))
     return StepTime(body, ((0, 0.0), (1, draw(_ticks(0, 5000)))), tuple(pieces), terms)
 
 
 @st.composite
 def traces(draw: st.DrawFn) -> Requests:
-    count = draw(st.integers(1, 30))
-    largest = draw(st.sampled_from([3, 20, 90]))
+    count = draw(st.integers(1, 16))
+    largest = draw(st.sampled_from([3, 20, 60]))
     gap = draw(st.sampled_from([0, 3000, 300000, 10**7]))
     gaps = [draw(_ticks(0, gap)) for _ in range(count)]
     lengths = st.integers(1, largest)

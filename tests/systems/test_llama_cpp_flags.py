@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.strategies import machine_of, model_of
 
 from stowplan.errors import InputError, NotExpressible, StowplanError
 from stowplan.ops import EXPERT_PARTS, Part
@@ -21,7 +22,6 @@ from stowplan.systems.llama_cpp_commands import gpu_layers
 from stowplan.systems.llama_cpp_flags import read_flags
 from stowplan.systems.serial import LayerPlaces
 from stowplan.validate.cases import Case, load_cases
-from tests.strategies import machine_of, model_of
 
 ONE, TWO = "rtx-4090 + ryzen-9-7950x + ddr5-5200x2:128GiB", "2x rtx-3090 + epyc-7742 + ddr4-3200x8:256GiB"
 COMMUNITY = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "measurements" / "community.json"
@@ -148,7 +148,13 @@ def test_the_first_override_that_matches_wins_and_the_cache_stays() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "spilled"),
-    [("--cpu-moe", 48), ("--n-cpu-moe 5", 5), ("-ot exps=CPU", 48), ("-ncmoe 0", 0), (r"-ot '\.ffn_.*_exps\.=CPU'", 48)],
+    [
+        ("--cpu-moe", 48),
+        ("--n-cpu-moe 5", 5),
+        ("-ot exps=CPU", 48),
+        ("-ncmoe 0", 0),
+        (r"-ot '\.ffn_.*_exps\.=CPU'", 48),
+    ],
 )
 def test_short_forms_move_the_routed_experts(flags: str, spilled: int) -> None:
     layers = places(read(f"llama-server -m x.gguf -ngl 99 {flags}", ONE, "qwen3-30b-a3b"))
@@ -166,7 +172,9 @@ def test_a_layer_cut_by_overrides_is_told() -> None:
 
 
 def test_bench_separators_sweeps_and_switches() -> None:
-    flags = read_flags(shlex.split(r"llama-bench -m x.gguf -ngl 10,20 -ot 'a=CPU;b=CPU' -p 512,1024 -fa 0,1 -mmp 0 -nkvo 1"))
+    flags = read_flags(
+        shlex.split(r"llama-bench -m x.gguf -ngl 10,20 -ot 'a=CPU;b=CPU' -p 512,1024 -fa 0,1 -mmp 0 -nkvo 1")
+    )
     assert flags.layers == 10
     assert flags.overrides == [("a", "CPU"), ("b", "CPU")]
     assert (flags.prompt, flags.flash_attention, flags.load_mode, flags.kv_offload) == (512, False, "none", False)
@@ -203,7 +211,7 @@ WRONG = {
     "-ts 0,0": "-ts",
     "-ts a,b": "-ts",
     "-ts 1,-1": "-ts",
-    "-ts 1,1,1,1": "-ts",
+    "-ngl 99 -ts 1,1,1,1": "-ts",
     "-lm sideways": "-lm",
     "-ot ffn": "-ot",
     "-ot =CPU": "-ot",
@@ -267,8 +275,38 @@ def test_what_is_no_command_is_refused(words: list[str]) -> None:
 @given(
     st.lists(
         st.sampled_from(
-            ["-ngl", "-ot", "-ts", "-c", "-fa", "-nkvo", "--cpu-moe", "-ncmoe", "-p", "-pg", "-d", "-lm", "5", "0", "-1", "a=CPU"]
-            + ["1,2", "on", "", "=", "x=y=z", "--no-mmap", "--ctx-size=", "-m", "-mmp", "-ctk", "\u00b2", "1/3", ",", "[=CPU"]
+            [
+                "-ngl",
+                "-ot",
+                "-ts",
+                "-c",
+                "-fa",
+                "-nkvo",
+                "--cpu-moe",
+                "-ncmoe",
+                "-p",
+                "-pg",
+                "-d",
+                "-lm",
+                "5",
+                "0",
+                "-1",
+                "a=CPU",
+                "1,2",
+                "on",
+                "",
+                "=",
+                "x=y=z",
+                "--no-mmap",
+                "--ctx-size=",
+                "-m",
+                "-mmp",
+                "-ctk",
+                "\u00b2",
+                "1/3",
+                ",",
+                "[=CPU",
+            ]
         ),
         max_size=8,
     ),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
+from tests.strategies import Case, llama_cpp_cases, setup_of
 
 from stowplan.errors import DoesNotFit
 from stowplan.ops import EXPERT_PARTS, Part
@@ -16,7 +17,6 @@ from stowplan.systems.llama_cpp import LlamaCpp
 from stowplan.systems.llama_cpp_commands import make_plan
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 from stowplan.systems.serial import LayerPlaces
-from tests.strategies import Case, llama_cpp_cases, setup_of
 
 SYSTEM = LlamaCpp()
 
@@ -30,9 +30,7 @@ def outcome(setup: Setup, plan: Plan) -> Evaluation | str:
 
 def read_back(setup: Setup, plan: Plan) -> Plan:
     command = SYSTEM.command(setup, plan)
-    hints = Hints(
-        plan.model, plan.quant, plan.workload, release=str(plan.settings["release"]), loaded=setup.model
-    )
+    hints = Hints(plan.model, plan.quant, plan.workload, release=str(plan.settings["release"]), loaded=setup.model)
     understood = understand(shlex.split(command), setup.machine, hints)
     assert understood.warnings == [] or all("smaller than -ub" in text for text in understood.warnings), command
     return understood.plan
@@ -64,7 +62,9 @@ def split_over(counts: list[int], spec: str, key: str) -> Case:
     """The layers of a model in runs of the given lengths, output with the last."""
     setup = setup_of(spec, (), key, "q4_k_m")
     homes = [f"gpu{g}" for g, count in enumerate(counts) for _ in range(count)]
-    placed = [LayerPlaces(home, home, ((Part.FFN_DOWN, home), (Part.FFN_GATE, home), (Part.FFN_UP, home))) for home in homes]
+    placed = [
+        LayerPlaces(home, home, ((Part.FFN_DOWN, home), (Part.FFN_GATE, home), (Part.FFN_UP, home))) for home in homes
+    ]
     plan = make_plan(setup.machine, (key, "q4_k_m"), Workload(), LlamaCppSettings(), (placed, homes[-1]))
     return Case(setup, plan)
 

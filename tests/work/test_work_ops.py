@@ -134,10 +134,7 @@ def pairs_by_loop(new: int, past: int, window: int | None) -> int:
 
 def cached_by_loop(new: int, past: int, window: int | None) -> int:
     seen = {
-        key
-        for query in range(past, past + new)
-        for key in range(query + 1)
-        if window is None or query - key < window
+        key for query in range(past, past + new) for key in range(query + 1) if window is None or query - key < window
     }
     return len(seen)
 
@@ -194,9 +191,9 @@ def test_distinct_experts_of_small_cases_are_exact(total: int, active: int, toke
 @pytest.mark.parametrize(("total", "active", "tokens"), [(128, 8, 1), (128, 8, 16), (256, 8, 64), (32, 4, 7)])
 def test_distinct_experts_agree_with_sampled_routing(total: int, active: int, tokens: int) -> None:
     source, rounds = random.Random(7), 800
-    counts = []
-    for _ in range(rounds):
-        counts.append(len({expert for _ in range(tokens) for expert in source.sample(range(total), active)}))
+    counts = [
+        len({expert for _ in range(tokens) for expert in source.sample(range(total), active)}) for _ in range(rounds)
+    ]
     mean = sum(counts) / rounds
     deviation = math.sqrt(sum((count - mean) ** 2 for count in counts) / rounds)
     assert abs(distinct_experts(total, active, tokens) - mean) <= 4 * deviation / math.sqrt(rounds) + 1e-9
@@ -249,7 +246,9 @@ def test_attention_equals_a_loop_over_heads_sequences_queries_and_keys(
 ) -> None:
     heads = kv_heads * group
     op = attention_of(
-        Attention(heads, kv_heads, key_width, value_width, window), Step(new, tuple(groups), 0), CacheFormat(2.0, 1.0625)
+        Attention(heads, kv_heads, key_width, value_width, window),
+        Step(new, tuple(groups), 0),
+        CacheFormat(2.0, 1.0625),
     )
     pairs = sum(count * pairs_by_loop(new, past, window) for past, count in groups)
     token = kv_heads * (key_width * 2.0 + value_width * 1.0625)

@@ -1,15 +1,16 @@
 """Offline batching: requests of unlike lengths into batches, and the batches into an order, for the least makespan.
 
 Few requests are solved exactly. For many, batches come from first fit by output, from the cheapest cuts of the sorted
-requests and from columns over length classes, whichever is best; the bound is the larger of a bound per decode step
-and the dual bound of the columns. One engine runs one batch after another, so the makespan is the sum of the batches
-in any order; the order that is given finishes requests soonest on average (most requests per second first).
+requests, from first fit among requests of like size and from columns over length classes, until the gap is small; the
+bound is the larger of a bound per decode step and the dual bound of the columns. One engine runs one batch after
+another, so the makespan is the sum of the batches in any order; the order that is given finishes requests soonest on
+average (most requests per second first).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from stowplan.planner.batching_classes import length_classes, view
 from stowplan.planner.batching_columns import Master, filled
 from stowplan.planner.batching_costs import (
     BatchTime,
+    Counts,
     Limits,
     Requests,
     StaticCost,
@@ -28,12 +30,23 @@ from stowplan.planner.batching_costs import (
 )
 from stowplan.planner.batching_exact import LARGEST, solve_exactly
 from stowplan.planner.batching_levels import level_bound, nondecreasing, prefill_bound
-from stowplan.planner.batching_methods import BASELINES, Batches, best_cuts, first_fit, longest_outputs_first
+from stowplan.planner.batching_methods import (
+    BASELINES,
+    Batches,
+    best_cuts,
+    first_fit,
+    longest_outputs_first,
+    stratified,
+)
 
 GAP = 5e-3
-"""Relative gap at which columns are no longer sought."""
+"""Relative gap that is small enough: no further rule is tried."""
+
+_LARGE_GAP = 0.02
+"""Relative gap above which columns are worth their seconds; where requests have few shapes, columns lose nothing."""
 
 _CLASSES = 48
+_STRATA = (2, 3, 4, 6, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +69,7 @@ class Batching:
     """Batches in the order in which they run.
 
     Attributes:
-        method: what formed them: ``exact``, ``first_fit``, ``cuts``, ``columns``, or a rule to compare with.
+        method: what formed them: ``exact``, ``columns``, or the name of a rule.
         batches: the batches.
         makespan_s: seconds of all of them.
         bound_s: seconds that no batches without padding can beat; 0 where none was sought.
@@ -89,15 +102,21 @@ def batch_requests(requests: Requests, cost: StaticCost, limits: Limits) -> Batc
     if len(requests) <= LARGEST:
         batches, bound = solve_exactly(requests, cost, limits)
         return _result("exact", batches, (requests, cost), {"exact": bound}, started)
-    found = dict(_by_rule(requests, cost, limits))
-    seconds = {name: _makespan(batches, requests, cost) for name, batches in found.items()}
     bounds = {"levels": level_bound(requests, cost, limits)}
-    best = min(seconds, key=lambda name: seconds[name])
-    if bounds["levels"] < (1 - GAP) * seconds[best]:
-        better, bounds["columns"] = _by_columns(found[best], requests, cost, limits)
-        if better and _makespan(better, requests, cost) < seconds[best]:
-            best, found["columns"] = "columns", better
-    return _result(best, found[best], (requests, cost), bounds, started)
+    method, best, seconds = "", Batches(), np.inf
+    for name, batches in _candidates(requests, cost, limits):
+        makespan = _makespan(batches, requests, cost)
+        if makespan < seconds:
+            method, best, seconds = name, batches, makespan
+        if bounds["levels"] >= (1 - GAP) * seconds:
+            break
+    classes = length_classes(requests, _CLASSES)
+    if bounds["levels"] < (1 - (GAP if _alike(classes, requests) else _LARGE_GAP)) * seconds:
+        columns = _by_columns(best, bounds["levels"], classes, (requests, cost, limits))
+        bounds["columns"] = columns.bound
+        if columns.batches and _makespan(columns.batches, requests, cost) < seconds:
+            method, best = "columns", columns.batches
+    return _result(method, best, (requests, cost), bounds, started)
 
 
 def compare(requests: Requests, cost: StaticCost, limits: Limits) -> dict[str, Batching]:
@@ -120,30 +139,49 @@ def _check(requests: Requests, cost: StaticCost, limits: Limits) -> None:
         )
 
 
-def _by_rule(requests: Requests, cost: StaticCost, limits: Limits) -> Iterator[tuple[str, Batches]]:
-    """First fit of the longest outputs, with batches up to the limit and up to what is cheapest per request; cuts."""
+def _candidates(requests: Requests, cost: StaticCost, limits: Limits) -> Iterator[tuple[str, Batches]]:
+    """Batches by rule, cheap rules first; a step's cost per request decides which of them is good."""
     order = longest_outputs_first(requests)
     steps = np.asarray(cost.step_s[: limits.max_batch])
     cheapest = int(np.argmin(steps / np.arange(1, len(steps) + 1))) + 1
-    for most in sorted({limits.max_batch, cheapest}):
+    for most in sorted({limits.max_batch, cheapest}, reverse=True):
         for tightest in (False, True):
             name = f"{'best' if tightest else 'first'}_fit" + ("" if most == limits.max_batch else f"_{most}")
             yield name, first_fit(order, requests, limits, most=most, tightest=tightest)
     yield "cuts", best_cuts(order, requests, cost, limits)
+    for strata in _STRATA:
+        for by_tokens in (False, True):
+            name = f"strata_{strata}_by_{'tokens' if by_tokens else 'requests'}"
+            yield name, stratified(order, requests, limits, strata, by_tokens=by_tokens)
 
 
-def _by_columns(start: Batches, requests: Requests, cost: StaticCost, limits: Limits) -> tuple[Batches, float]:
-    """Batches and bound by columns over length classes."""
-    classes = length_classes(requests, _CLASSES)
+def _alike(classes: Sequence[Counts], requests: Requests) -> bool:
+    """Whether the requests of every class have the same output and reserve the same."""
+    return all(np.ptp(requests.output[k]) == 0 and np.ptp(requests.reserved[k]) == 0 for k in classes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Batches (none where rounding found none) and bound of column generation."""
+
+    batches: Batches
+    bound: float
+
+
+def _by_columns(
+    start: Batches, known_bound: float, classes: Sequence[Counts], problem: tuple[Requests, StaticCost, Limits]
+) -> _Columns:
+    """Batches over the longest of every class, bound over the shortest; it is cut short below the known bound."""
+    requests, cost, limits = problem
     steps = np.asarray(cost.step_s[: limits.max_batch])
+    others = prefill_bound(requests, cost, limits) + fixed_seconds(cost, requests)
     shortest = Master.of(view(classes, requests, longest=False), nondecreasing(steps), limits, longest=False)
     shortest.start(start)
-    shortest.generate()
-    bound = shortest.bound + prefill_bound(requests, cost, limits) + fixed_seconds(cost, requests)
+    shortest.generate(useless_below=known_bound - others)
     longest = Master.of(view(classes, requests, longest=True), steps, limits, longest=True)
     longest.start(start)
     longest.generate()
-    return filled(longest.rounded(), longest.view, requests, limits), bound
+    return _Columns(filled(longest.rounded(), longest.view, requests, limits), shortest.bound + others)
 
 
 def _makespan(batches: Batches, requests: Requests, cost: StaticCost) -> float:

@@ -7,6 +7,7 @@ the requests; batches of the longest view can be filled with any members of the 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +56,7 @@ def length_classes(requests: Requests, most: int) -> list[Counts]:
     return [entry[2] for entry in sorted(heap, key=lambda entry: entry[1])]
 
 
-def view(classes: list[Counts], requests: Requests, *, longest: bool) -> ClassView:
+def view(classes: Sequence[Counts], requests: Requests, *, longest: bool) -> ClassView:
     """The view in which every request is as long as the longest, or as short as the shortest, of its class."""
     extreme = np.max if longest else np.min
     output = np.asarray([extreme(requests.output[members]) for members in classes], np.int64)

@@ -15,9 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pulp
 from numpy.typing import NDArray
-from scipy.optimize import linprog
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from stowplan.planner.batching_classes import ClassView
 from stowplan.planner.batching_costs import Counts, Limits, Requests, Seconds
@@ -26,12 +25,11 @@ from stowplan.planner.batching_methods import Batches
 _CACHE_UNITS = 1500
 """Steps that the cache is divided into while pricing; what a request reserves is rounded to them."""
 
-_ROUNDS = 80
+_ROUNDS = 60
 _COLUMNS_PER_ROUND = 10
 _TOLERANCE = 1e-7
 _ROUNDING_GAP = 2e-3
-_ROUNDING_NODES = 100
-_ROUNDING_LIMIT_S = 20.0  # nodes end the search long before, so that the answer does not depend on the machine
+_ROUNDING_NODES = 50  # nodes, not seconds, end the search: the answer must not depend on the machine
 
 
 @dataclass(slots=True)
@@ -46,7 +44,6 @@ class Master:
         columns: counts by class, without repetition.
         value: least seconds over the columns so far, fractions of batches allowed.
         bound: seconds that no grouping of the view's requests can beat.
-        rounds: how many times new columns were sought.
     """
 
     view: ClassView
@@ -57,7 +54,6 @@ class Master:
     columns: dict[tuple[int, ...], float] = field(default_factory=dict)
     value: float = np.inf
     bound: float = 0.0
-    rounds: int = 0
 
     @staticmethod
     def of(view: ClassView, step_s: Seconds, limits: Limits, *, longest: bool) -> Master:
@@ -91,17 +87,22 @@ class Master:
         for members in batches:
             self.add(int(n) for n in np.bincount(class_of[np.asarray(members)], minlength=classes))
 
-    def generate(self, enough: float = np.inf) -> None:
-        """Add columns until none is missing, the bound reaches `enough`, or the rounds are over."""
+    def generate(self, *, useless_below: float = 0.0) -> None:
+        """Add columns until none is missing or the rounds are over.
+
+        Args:
+            useless_below: stop as soon as the programme's value, which no bound of it can exceed, is not above this.
+        """
         total = int(self.view.count.sum())
-        while self.rounds < _ROUNDS:
-            self.rounds += 1
+        for _ in range(_ROUNDS):
             duals = self._relaxation()
+            if self.value <= useless_below:
+                return
             gains, found = self._price(duals)
             each = float(np.max(gains / np.arange(1, len(gains) + 1), initial=0.0))
-            self.bound = max(self.bound, self.value - total * max(0.0, each))
+            self.bound = max(self.bound, self.value - total * each)
             missing = [column for column in found if self.add(column)]
-            if not missing or self.bound >= min(enough, self.value * (1 - _TOLERANCE)):
+            if not missing or self.bound >= self.value * (1 - _TOLERANCE):
                 return
 
     def _relaxation(self) -> Seconds:
@@ -111,7 +112,8 @@ class Master:
         scale = float(costs.max()) or 1.0
         solved = linprog(costs / scale, A_ub=-matrix, b_ub=-self.view.count.astype(np.float64), method="highs")
         self.value = float(solved.fun) * scale
-        return np.maximum(0.0, -np.asarray(solved.ineqlin.marginals)) * scale
+        duals: Seconds = np.maximum(0.0, -np.asarray(solved.ineqlin.marginals, np.float64)) * scale
+        return duals
 
     def _price(self, duals: Seconds) -> tuple[Seconds, list[tuple[int, ...]]]:
         """The largest ``pi a - c`` over batches of 1, 2 ... requests, and the best batches.
@@ -153,22 +155,17 @@ class Master:
 
         Empty when the solver finds none within its nodes.
         """
-        columns = list(self.columns)
-        scale = max(self.columns.values()) or 1.0
-        problem = pulp.LpProblem("columns", pulp.LpMinimize)
-        formed = [problem.add_variable(f"x_{s}", 0, int(self.view.count.max()), "Integer") for s in range(len(columns))]
-        problem += pulp.LpAffineExpression([(x, self.columns[c] / scale) for x, c in zip(formed, columns, strict=True)])
-        for k, count in enumerate(self.view.count):
-            covering = [(x, float(column[k])) for x, column in zip(formed, columns, strict=True) if column[k]]
-            problem += pulp.LpAffineExpression(covering) >= int(count), f"covered_{k}"
-        limits = {"mip_max_nodes": _ROUNDING_NODES}
-        solver = pulp.HiGHS(
-            msg=False, gapRel=_ROUNDING_GAP, timeLimit=_ROUNDING_LIMIT_S, threads=1, random_seed=0, **limits
+        columns, costs = list(self.columns), np.asarray(list(self.columns.values()))
+        solved = milp(
+            costs / (float(costs.max()) or 1.0),
+            constraints=LinearConstraint(np.asarray(columns, np.float64).T, lb=self.view.count.astype(np.float64)),
+            integrality=np.ones(len(columns)),
+            bounds=Bounds(0.0, float(self.view.count.max())),
+            options={"mip_rel_gap": _ROUNDING_GAP, "node_limit": _ROUNDING_NODES},
         )
-        problem.solve(solver)
-        if any(x.value() is None for x in formed):
+        if solved.x is None:
             return []
-        return [column for column, x in zip(columns, formed, strict=True) for _ in range(round(float(x.value())))]
+        return [column for column, times in zip(columns, solved.x, strict=True) for _ in range(round(float(times)))]
 
 
 def filled(patterns: Sequence[tuple[int, ...]], view: ClassView, requests: Requests, limits: Limits) -> Batches:

@@ -118,6 +118,28 @@ def first_fit(
     return batches
 
 
+def stratified(order: Counts, requests: Requests, limits: Limits, strata: int, *, by_tokens: bool) -> Batches:
+    """First fit among requests of like size: pays where requests of one batch have work in common (experts).
+
+    Args:
+        order: indices, longest outputs first.
+        requests, limits: the problem.
+        strata: ranges of sizes.
+        by_tokens: ranges hold as many tokens, in the place of as many requests.
+    """
+    by_size = np.argsort(requests.reserved, kind="stable")
+    weights = requests.reserved[by_size] if by_tokens else np.ones(len(by_size), np.int64)
+    before = np.cumsum(weights) - weights
+    stratum = np.empty(len(by_size), np.int64)
+    stratum[by_size] = before * strata // int(weights.sum())
+    batches: Batches = []
+    for number in range(strata):
+        mine = order[stratum[order] == number]
+        if len(mine):
+            batches += first_fit(mine, requests, limits, most=limits.max_batch, tightest=True)
+    return batches
+
+
 def best_cuts(order: Sequence[int] | Counts, requests: Requests, cost: StaticCost, limits: Limits) -> Batches:
     """The cheapest batches of requests that are neighbours in an order, by dynamic programming.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stowplan.planner.batching_costs import Counts, Requests, StaticCost
+from stowplan.planner.batching_costs import Counts, Requests, Seconds, StaticCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,12 @@ def _pass_s(pieces: Sequence[Piece], cost: StaticCost) -> float:
     return cost.pass_s + cost.token_s * tokens + cost.pair_s * pairs
 
 
-def _steps_s(prompt: Counts, output: Counts, cost: StaticCost) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _steps_s(prompt: Counts, output: Counts, cost: StaticCost) -> Seconds:
     """Seconds of every decode step: running requests and cached tokens, counted step by step."""
     steps = int(output.max())
     ended = np.bincount(output, minlength=steps + 1)[:steps]
     ended_prompts = np.bincount(output, weights=prompt, minlength=steps + 1)[:steps]
     running = len(output) - np.cumsum(ended)
     cached = prompt.sum() - np.cumsum(ended_prompts) + running * np.arange(steps)
-    return np.asarray(cost.step_s)[running - 1] + cost.context_s * cached
+    seconds: Seconds = np.asarray(cost.step_s)[running - 1] + cost.context_s * cached
+    return seconds

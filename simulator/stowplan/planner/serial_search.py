@@ -197,7 +197,8 @@ class SerialSearch:
         if not spilled:
             return [whole]
         elsewhere = [self._everywhere(home) for home in self.run.homes if home not in self._gpus]
-        mixed = [self._reference(homes, [index % 2 == odd for index in range(count)]) for odd in (0, 1)]
+        turn = {index: k % 2 for members in self.run.classes for k, index in enumerate(members.indices)}
+        mixed = [self._reference(homes, [turn[index] == odd for index in range(count)]) for odd in (0, 1)]
         return [whole, self._reference(homes, [True] * count), *mixed, *elsewhere]
 
     def _everywhere(self, home: str) -> list[LayerPlaces]:

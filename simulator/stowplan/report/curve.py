@@ -15,6 +15,7 @@ from stowplan.report.plots import axis, chart
 from stowplan.systems.base import Setup, System
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_BETTER = 1.002
 _BLUE, _ORANGE = "#0072b2", "#e69f00"
 
 
@@ -33,6 +34,11 @@ class Curve:
 
     points: tuple[Point, ...]
     too_large: int | None
+
+    def beaten_by(self, others: Iterable[tuple[int, float, float, float]]) -> bool:
+        """Whether another placement is faster somewhere, or fits where this one does not."""
+        mine = {point.batch: point.tokens_per_s for point in self.points}
+        return any(rate > _BETTER * mine.get(batch, 0.0) for batch, rate, _, _ in others)
 
 
 def curve_of(system: System, setup: Setup, plan: Plan) -> Curve:

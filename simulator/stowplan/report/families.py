@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 
 _LAYER_TASK = re.compile(r"(?:blk\.|layer )(\d+)[. ]")
@@ -114,6 +115,11 @@ def layer_of(name: str) -> int | None:
     """Layer, or position in the schedule, that a task belongs to; None outside the layers."""
     found = _LAYER_TASK.match(name) or _SLOT_TASK.match(name)
     return int(found[1]) if found else None
+
+
+def unit_word(names: Iterable[str]) -> str:
+    """What `layer_of` counts in a step: layers, or the modules of a block schedule."""
+    return "layer" if any(_LAYER_TASK.match(name) for name in names) else "module"
 
 
 def operator_of(name: str) -> str:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from stowplan.engine.run import Run
 from stowplan.report import words
-from stowplan.report.families import LABEL, Family, family_of_task, layer_of, short_name
+from stowplan.report.families import LABEL, Family, family_of_task, layer_of, short_name, unit_word
 from stowplan.report.markup import Markup, join, picture, tag
 
-_WIDTH, _LEFT, _RIGHT = 1080.0, 118.0, 74.0
+_WIDTH, _LEFT, _RIGHT = 1080.0, 132.0, 66.0
 _LANE, _GAP, _TOP = 34.0, 8.0, 6.0
 _LETTER = 7.1
-_HAIR = 0.75
+_HAIR = 0.5
 """Pixels below which a task cannot be told from its neighbours."""
 _ALIKE = 0.02
 
@@ -100,7 +100,7 @@ def lanes_of(run: Run, gpus: int, window: tuple[float, float] | None = None, wid
     found = []
     for stream in sorted(tasks, key=_lane_order):
         mine = sorted(tasks[stream], key=lambda index: (run.start[index], index))
-        bars = tuple(_merged(run, mine, (start, end), per_second))
+        bars = tuple(_merged(run, mine, (start, end), per_second, close=window is not None))
         busy = sum(min(run.end[i], end) - max(run.start[i], start) for i in mine)
         found.append(Lane(stream, _lane_title(stream, gpus), bars, busy))
     return found
@@ -118,7 +118,9 @@ def _lane_title(stream: str, gpus: int) -> str:
     if head.startswith("gpu"):
         name = words.place(head, gpus)
         return f"{name} copies" if rest == "copy" else name
-    known = {"host": "CPU", "disk": "SSD", "h2d": "to GPU:", "d2h": "from GPU", "copy": "copies", "": "other"}
+    if head == "h2d":
+        return f"{rest} to GPU"
+    known = {"host": "CPU", "disk": "SSD", "d2h": "from GPU", "copy": "copies", "": "other"}
     return " ".join(part for part in (known.get(head, head), rest) if part)
 
 
@@ -155,8 +157,13 @@ class _Stretch:
         return Bar(self.start, self.end, self.family, f"{self.count} tasks{where}, {length}\n{shown}", label)
 
 
-def _merged(run: Run, tasks: Iterable[int], window: tuple[float, float], per_second: float) -> Iterator[Bar]:
-    """Bars of a lane; a task joins the stretch before it when neither their border nor one of them can be seen."""
+def _merged(
+    run: Run, tasks: Iterable[int], window: tuple[float, float], per_second: float, *, close: bool
+) -> Iterator[Bar]:
+    """Bars of a lane; a task joins the stretch before it when neither their border nor one of them can be seen.
+
+    From afar, neighbours of one family are one bar too; `close` up they stay apart.
+    """
     current: _Stretch | None = None
     layers: set[int] = set()
     for index in tasks:
@@ -166,8 +173,7 @@ def _merged(run: Run, tasks: Iterable[int], window: tuple[float, float], per_sec
         if current is not None:
             near = (start - current.end) * per_second < _HAIR
             thin = min(end - start, current.end - current.start) * per_second < _HAIR
-            detailed = (current.end - current.start) * per_second >= 4 and (end - start) * per_second >= 4
-            if not near or (not thin and (family is not current.family or detailed)):
+            if not near or (not thin and (family is not current.family or close)):
                 yield current.bar(layers)
                 current = None
         if current is None:
@@ -188,10 +194,11 @@ def step_lanes(run: Run, gpus: int, *, of: str) -> Markup:
     drawn = [_drawn(lanes_of(run, gpus), (0.0, run.makespan), of, typical)]
     if typical is not None:
         length, whole = words.seconds(typical.end - typical.start), words.seconds(run.makespan)
-        like = f"; {words.count(typical.alike, 'layer')} of {_layers(run)} take as long" if typical.alike > 1 else ""
-        drawn.append(tag("h3", f"Layer {typical.layer} close up: {length} of the {whole}{like}"))
+        unit = unit_word(task.name for task in run.graph.tasks)
+        like = f"; {words.count(typical.alike, unit)} of {_layers(run)} take as long" if typical.alike > 1 else ""
+        drawn.append(tag("h3", f"{unit.capitalize()} {typical.layer} close up: {length} of the {whole}{like}"))
         window = (typical.start, typical.end)
-        drawn.append(_drawn(lanes_of(run, gpus, window), window, f"layer {typical.layer} of {of}", None))
+        drawn.append(_drawn(lanes_of(run, gpus, window), window, f"{unit} {typical.layer} of {of}", None))
     return join(drawn)
 
 
@@ -236,12 +243,14 @@ def _bar(bar: Bar, y: float, start: float, per_second: float, *, seams: bool) ->
         class_=f"{bar.family} seam" if seams and width > 3 else str(bar.family),
         data_tip=bar.title,
     )
-    if _fits(bar, width):
-        yield tag("text", bar.label, x=x + 5, y=y + _LANE / 2 + 4.5, class_=f"on-{bar.family}", pointer_events="none")
+    text = _written(bar, width)
+    if text:
+        yield tag("text", text, x=x + 5, y=y + _LANE / 2 + 4.5, class_=f"on-{bar.family}", pointer_events="none")
 
 
-def _fits(bar: Bar, width: float) -> bool:
-    return len(bar.label) * _LETTER + 10 <= width
+def _written(bar: Bar, width: float) -> str:
+    """What fits on a bar: its label, its family, or nothing."""
+    return next((text for text in (bar.label, _name(bar)) if len(text) * _LETTER + 10 <= width), "")
 
 
 @dataclass(slots=True)
@@ -269,11 +278,15 @@ def _labels_beside(lane: Lane, y: float, start: float, per_second: float) -> Ite
         taken = cluster.right + width if text and behind else cluster.right
 
 
+def _name(bar: Bar) -> str:
+    return bar.label if bar.family is Family.OTHER else LABEL[bar.family]
+
+
 def _clusters(lane: Lane, start: float, per_second: float) -> list[_Cluster]:
     found: list[_Cluster] = []
     for bar in lane.bars:
         left, right = (_LEFT + (moment - start) * per_second for moment in (bar.start, bar.end))
-        names = {} if _fits(bar, right - left) else {LABEL[bar.family]: None}
+        names = {} if _written(bar, right - left) else {_name(bar): None}
         if names and found and found[-1].names and left - found[-1].right < 2 * _LETTER:
             found[-1].right = right
             found[-1].names |= names

@@ -13,12 +13,15 @@ from stowplan.report.curve import batch_charts, curve_of
 from stowplan.report.lanes import step_lanes
 from stowplan.report.markup import Markup, tag
 from stowplan.report.operators import groups_of, roofs_of, steps
-from stowplan.report.plots import draw_charts
+from stowplan.report.plots import CHART_MARK, draw_charts
 from stowplan.report.roofline import roofline
 from stowplan.report.stowage import hatching, holds, stowage_plan
 from stowplan.report.style import SCRIPT, style_sheet
 from stowplan.systems import load_system
 from stowplan.systems.base import Setup, System
+
+_WHOLE = 0.98
+"""A chunk that takes this share of the time to the first token is the whole prompt."""
 
 
 def plan_page(setup: Setup, planned: Planned) -> str:
@@ -47,7 +50,7 @@ def _page(setup: Setup, plan: Plan, prediction: Prediction, planned: Planned | N
         answer.warnings(prediction),
         answer.command(prediction),
         *_stowage(setup, plan, prediction),
-        *_time(decode, prefill, gpus),
+        *_time(decode, prefill, prediction.ttft_s, gpus),
         *_roofline(system, setup, plan, decode, prefill),
         *_batches(system, setup, plan, planned),
         *_grounds(prediction, planned),
@@ -62,7 +65,8 @@ def _page(setup: Setup, plan: Plan, prediction: Prediction, planned: Planned | N
         tag("style", Markup(style_sheet())),
     )
     tip = tag("div", id="tip", hidden="hidden")
-    body = tag("body", hatching(), tag("main", *sections), tip, tag("script", Markup(SCRIPT)), draw_charts())
+    charts = [draw_charts()] if any(CHART_MARK in section for section in sections) else []
+    body = tag("body", hatching(), tag("main", *sections), tip, tag("script", Markup(SCRIPT)), *charts)
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
@@ -77,11 +81,15 @@ def _stowage(setup: Setup, plan: Plan, prediction: Prediction) -> list[Markup]:
     return _section("Where the bytes lie", sentence, stowage_plan(holds(setup, plan, prediction)))
 
 
-def _time(decode: Run, prefill: Run | None, gpus: int) -> list[Markup]:
+def _time(decode: Run, prefill: Run | None, ttft_s: float, gpus: int) -> list[Markup]:
     length = words.seconds(decode.makespan)
     content: list[str] = [step_lanes(decode, gpus, of="one decode step")]
     if prefill is not None:
-        first = f"The first chunk of the prompt: {words.seconds(prefill.makespan)}"
+        chunk = words.seconds(prefill.makespan)
+        whole = prefill.makespan > _WHOLE * ttft_s
+        first = (
+            f"The prompt: {chunk}" if whole else f"The first chunk of the prompt: {chunk} of {words.seconds(ttft_s)}"
+        )
         content += [tag("h2", first), step_lanes(prefill, gpus, of="the first chunk of the prompt")]
     sentence = "Who works when, in the simulator. Colours are those of the boxes above; pink is copying."
     return _section(f"One decode step: {length}", sentence, *content)
@@ -112,6 +120,8 @@ def _roofline(system: System, setup: Setup, plan: Plan, decode: Run, prefill: Ru
 def _batches(system: System, setup: Setup, plan: Plan, planned: Planned | None) -> list[Markup]:
     curve = curve_of(system, setup, plan)
     others: Sequence[tuple[int, float, float, float]] = planned.batch_curve if planned else ()
+    if not curve.beaten_by(others):
+        others = ()
     if len(curve.points) < 2 and len(others) < 2:
         if curve.too_large is None:
             return []

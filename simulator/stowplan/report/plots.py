@@ -10,6 +10,8 @@ from stowplan.report.markup import Markup, tag
 
 Trace = Mapping[str, Any]
 _CONFIG = {"displayModeBar": False, "responsive": True}
+CHART_MARK = "data-chart="
+"""What a page that has charts contains."""
 _GREY = "#7d8791"
 
 
@@ -18,8 +20,9 @@ def chart(name: str, traces: Sequence[Trace], layout: Mapping[str, Any], label: 
     whole = _base_layout() | dict(layout)
     data = json.dumps([list(map(dict, traces)), whole], separators=(",", ":"), sort_keys=True, allow_nan=False)
     safe = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    place = tag("div", id=name, class_="plot", role="img", aria_label=label)
-    return Markup(f'{place}<script type="application/json" data-chart="{name}">{safe}</script>')
+    unseen = tag("noscript", "This chart needs JavaScript; its numbers are below.")
+    place = tag("div", unseen, id=name, class_="plot", role="img", aria_label=label)
+    return Markup(f'{place}<script type="application/json" {CHART_MARK}"{name}">{safe}</script>')
 
 
 def draw_charts() -> Markup:

@@ -75,21 +75,23 @@ def roofline(groups: Sequence[Group], roofs: Sequence[Roof], link: tuple[str, fl
         traces.append(line(ends, [link[1] * x for x in ends], line=style))
         slanted.append((link[1], f"{link[0]} {format_rate(link[1])}"))
     notes += [_slanted_note(bandwidth, text, view, taken) for bandwidth, text in slanted]
-    traces += [_dot(group, totals, view, box, taken, gpus) for group, box in zip(shown, boxes, strict=True)]
+    for group, box in zip(shown, boxes, strict=True):
+        traces.append(_dot(group, _label(group, shown, gpus), totals, box, taken, gpus))
     layout = {
         "xaxis": axis("FLOPs per byte moved", type="log", range=list(view.x), **_powers(view.x, "")),
         "yaxis": axis("FLOP/s reached", type="log", range=list(view.y), **_powers(view.y, "FLOP/s")),
         "annotations": notes,
         "hovermode": "closest",
     }
-    return join([chart("roofline", traces, layout, "Roofline of the operators"), _numbers(groups, totals, gpus)])
+    drawn = tag("div", chart("roofline", traces, layout, "Roofline of the operators"), class_="scroll")
+    return join([drawn, _numbers(groups, totals, gpus)])
 
 
 def _powers(ends: tuple[float, float], unit: str) -> dict[str, Any]:
     """Ticks at powers of ten, written out."""
     powers = range(math.ceil(ends[0]), math.floor(ends[1]) + 1)
     texts = [
-        format_rate(10.0**n, unit).replace(".00", "").replace(".0", "") if unit else f"{10.0**n:g}" for n in powers
+        format_rate(10.0**n, unit).replace(".00", "").replace(".0", "") if unit else f"{10.0**n:,g}" for n in powers
     ]
     return {"tickvals": [10.0**n for n in powers], "ticktext": texts}
 
@@ -168,12 +170,18 @@ def _dot_box(group: Group, totals: Mapping[str, float], view: _View) -> _Box:
     return x - radius, y - radius, x + radius, y + radius
 
 
+def _label(group: Group, shown: Sequence[Group], gpus: int) -> str:
+    """Title of a group; with its device where another device has the same, and its phase where that is the prompt."""
+    alike = [other for other in shown if (other.title, other.phase) == (group.title, group.phase)]
+    title = f"{group.title}, {_device(group.device, gpus)}" if len(alike) > 1 else group.title
+    return title if group.phase == "decode" else f"{title} (prompt)"
+
+
 def _dot(
-    group: Group, totals: Mapping[str, float], view: _View, box: _Box, taken: list[_Box], gpus: int
+    group: Group, label: str, totals: Mapping[str, float], box: _Box, taken: list[_Box], gpus: int
 ) -> dict[str, Any]:
     share = group.seconds / totals[group.phase]
     phase = "decode" if group.phase == "decode" else "prompt"
-    label = group.title if phase == "decode" else f"{group.title} (prompt)"
     place = _label_place(box, len(label) * _LETTER, taken)
     hover = (
         f"<b>{escape(group.title)}</b>, {phase}, {_device(group.device, gpus)}<br>"

@@ -17,8 +17,9 @@ from stowplan.units import format_bytes
 _WIDTH, _HEIGHT, _EDGE = 1080.0, 78.0, 8.0
 _LETTER = 7.1
 _LINE = 17.0
+_NOTCH = 11.0
 _NEARLY_EMPTY = 0.22
-"""A hold of which less is used is drawn torn off, so that its boxes can be seen."""
+"""RAM or a disk of which less is used is drawn torn off, so that its boxes can be seen."""
 _SHOWN_WHEN_TORN = 0.5
 _ORDER = tuple(Family)
 _PART_FAMILY = {
@@ -192,7 +193,7 @@ def stowage_plan(found: Iterable[Hold]) -> Markup:
 def _drawn(hold: Hold) -> Markup:
     use = hold.use
     spilled = max(0.0, use.used - use.capacity)
-    torn = use.used < _NEARLY_EMPTY * use.capacity
+    torn = not hold.tier.startswith("gpu") and use.used < _NEARLY_EMPTY * use.capacity
     whole = use.used / _SHOWN_WHEN_TORN if torn else max(use.used, use.capacity)
     per_byte = (_WIDTH - 2 * _EDGE) / whole
     top = 4.0
@@ -218,7 +219,7 @@ def _drawn(hold: Hold) -> Markup:
         shapes.append(tag("line", x1=at, x2=at, y1=top - 4, y2=top + _HEIGHT + 4, class_="capacity"))
     drawn, depth = _leaders(labels, top + _HEIGHT)
     height = top + _HEIGHT + 6 + depth
-    free = f"{format_bytes(spilled)} too much" if spilled else f"{format_bytes(use.capacity - use.used)} free"
+    free = f"{format_bytes(spilled)} more than fits" if spilled else f"{format_bytes(use.capacity - use.used)} free"
     says = f"{format_bytes(use.used)} of {format_bytes(use.capacity)}, {free}"
     head = tag("div", tag("b", hold.title), tag("span", says, class_="soft"), class_="holdhead")
     contents = ", ".join(f"{box.title} {format_bytes(box.bytes)}" for box in hold.boxes)
@@ -235,6 +236,7 @@ def _outline(top: float, *, torn: bool) -> Markup:
 
 
 def _box(box: Box, x: float, top: float, per_byte: float) -> Iterator[Markup]:
+    """A box, with a notch between two runs of layers."""
     for piece in box.pieces:
         width = piece.bytes * per_byte
         yield tag(
@@ -243,9 +245,13 @@ def _box(box: Box, x: float, top: float, per_byte: float) -> Iterator[Markup]:
             y=top,
             width=max(width, 0.4),
             height=_HEIGHT,
-            class_=f"{box.family} seam" if width > 2 else str(box.family),
+            class_=f"box {box.family}",
             data_tip=f"{piece.title}\n{format_bytes(piece.bytes)}",
         )
+        first = piece is box.pieces[0]
+        if width > 2 or first:
+            above = 0.0 if first else _HEIGHT - _NOTCH
+            yield tag("line", x1=x, x2=x, y1=top + above, y2=top + _HEIGHT, class_="seam")
         x += width
 
 

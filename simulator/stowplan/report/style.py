@@ -20,7 +20,7 @@ h1{font-size:1.35rem;line-height:1.3;margin:0;font-weight:650;overflow-wrap:anyw
 h1 span{font-weight:400;color:var(--soft)}
 h2{font-size:1.15rem;margin:52px 0 4px;font-weight:650}
 h3{font-size:.95rem;margin:22px 0 4px;font-weight:600}
-p{margin:4px 0 10px;max-width:76ch}
+p{margin:4px 0 10px;max-width:92ch}
 .soft,.note{color:var(--soft)}
 .note{font-size:.9rem;max-width:100ch}
 .answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:14px 40px;margin:22px 0 12px}
@@ -37,7 +37,8 @@ font-size:.9rem;margin:10px 0}
 .shares b{font-weight:400;text-align:right}
 .command{position:relative;margin:18px 0 0}
 pre{margin:0;background:var(--wash);border:1px solid var(--line);border-radius:6px;padding:12px 76px 12px 14px;
-overflow-x:auto;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;max-height:340px}
+white-space:pre-wrap;overflow-wrap:anywhere;
+font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;max-height:340px;overflow-y:auto}
 button{position:absolute;top:8px;right:8px;font:inherit;font-size:.85rem;padding:3px 12px;border:1px solid var(--line);
 border-radius:5px;background:var(--paper);color:var(--ink);cursor:pointer}
 button:focus-visible{outline:2px solid var(--accent)}
@@ -50,6 +51,7 @@ button:focus-visible{outline:2px solid var(--accent)}
 .picture .end{text-anchor:end}
 .picture .middle{text-anchor:middle}
 .hold{fill:var(--hold)}
+.box{shape-rendering:crispEdges}
 .row{fill:var(--wash)}
 .rule{stroke:var(--line);stroke-width:1}
 .capacity{stroke:var(--ink);stroke-width:3}
@@ -61,6 +63,7 @@ button:focus-visible{outline:2px solid var(--accent)}
 .holdhead{display:flex;justify-content:space-between;gap:4px 20px;flex-wrap:wrap;margin:16px 0 3px}
 .holdhead b{font-weight:600}
 .plot{width:100%;height:480px}
+.scroll>.plot{min-width:820px}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:8px 24px}
 .pair .plot{height:330px}
 .js-plotly-plot text{fill:var(--ink)!important;font-family:inherit!important}

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from stowplan.plan import Interval, Plan
 from stowplan.units import format_rate
 
-_DEVICE = {"hbm": "memory", "compute": "arithmetic"}
+_DEVICE = {"hbm": "memory", "compute": "kernels"}
+_ROUNDS_UP = 0.9995  # three digits write anything from here on as 1
 _LINKS = {"h2d": "copies to", "d2h": "copies from"}
 _WHOLE = {
     "host.dram": "host DRAM",
-    "host.cores": "CPU arithmetic",
+    "host.cores": "CPU cores",
     "disk.faults": "page faults from SSD",
     "disk.read": "SSD reads",
     "disk.write": "SSD writes",
@@ -37,9 +38,9 @@ def seconds(value: float) -> str:
 
 def seconds_unit(value: float) -> tuple[float, str]:
     """Factor and unit that a duration of this size is written in."""
-    if value >= 1 or value == 0:
+    if value >= _ROUNDS_UP or value == 0:
         return 1.0, "s"
-    return (1e3, "ms") if value >= 1e-3 else (1e6, "µs")
+    return (1e3, "ms") if value >= 1e-3 * _ROUNDS_UP else (1e6, "µs")
 
 
 def interval(found: Interval, scale: float = 1.0) -> str:
@@ -94,7 +95,7 @@ def limit(name: str, share: float, rates: Mapping[str, float], held: str, gpus: 
     }
     by_device = {
         "hbm": f"reads the memory of {gpu}{rate}",
-        "compute": f"computes on {gpu}",
+        "compute": f"runs at the speed of the kernels on {gpu}, not of its memory",
         "h2d": f"brings weights and activations to {gpu}{rate}",
         "d2h": f"brings results back from {gpu}{rate}",
     }

@@ -16,7 +16,9 @@ from stowplan.errors import InputError, NotExpressible
 PROGRAMS = ("llama-server", "llama-cli", "llama-bench", "llama-completion", "llama-sweep-bench", "llama-batched-bench")
 _CPU_MOE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _LONGEST_PATTERN = 2_000
-_NESTED_REPEAT = re.compile(r"[*+}][^()]*\)\s*[*+{]")
+_NESTED_REPEAT = re.compile(r"[*+}|][^()]*\)+\s*[*+{]")
+_REPEAT = re.compile(r"[*+{]")
+_MOST_REPEATS = 4  # matching takes time to the power of the repetitions
 
 
 @dataclass(slots=True)
@@ -128,7 +130,7 @@ def _consume(flags: Flags, word: str, value: str | None) -> int:
     if word in _SWITCHES and not (flags.bench and value is not None and value.split(",")[0] in {"0", "1"}):
         _SWITCHES[word](flags)
         return 1
-    if word in {"-fa", "--flash-attn"} and (value is None or value.lower() not in _TRUTH):
+    if word in {"-fa", "--flash-attn"} and (value is None or value.split(",")[0].lower() not in _TRUTH):
         return 1  # older builds: a switch without value
     known = word in _HANDLERS or word in _IGNORED_VALUES or word in _SWITCHES
     if not known:
@@ -221,11 +223,16 @@ def check_pattern(pattern: str) -> re.Pattern[str]:
     """A tensor-name pattern, compiled.
 
     Raises:
-        InputError: longer than 2,000 characters, invalid, or with nested repetition, which can take forever to match.
+        InputError: longer than 2,000 characters, invalid, or with so much repetition that matching can take forever.
     """
-    if len(pattern) > _LONGEST_PATTERN or _NESTED_REPEAT.search(pattern):
+    if (
+        len(pattern) > _LONGEST_PATTERN
+        or _NESTED_REPEAT.search(pattern)
+        or len(_REPEAT.findall(pattern)) > _MOST_REPEATS
+    ):
         raise InputError(
-            f"-ot '{pattern[:60]}': a repeated group inside a repetition can take forever; write it plainly"
+            f"-ot '{pattern[:60]}': repeated choices, nested or many repetitions can take forever; write it plainly, "
+            f"with at most {_MOST_REPEATS} repetitions"
         )
     try:
         return re.compile(pattern)

@@ -29,7 +29,7 @@ def arrivals_in_windows(
         weibull: bool[w], windows with Weibull instead of Gamma gaps.
 
     Returns:
-        float64[sum of counts], rising within every window.
+        float64[sum of counts], rising within every window and before its end.
     """
     drawn = counts + 1
     window = np.repeat(np.arange(len(counts)), drawn)
@@ -42,7 +42,8 @@ def arrivals_in_windows(
     before = np.concatenate(([0.0], reached))[ends - drawn]
     total = np.maximum(reached[ends - 1] - before, np.finfo(np.float64).tiny)
     share = (reached - before[window]) / total[window]
-    times = starts_s[window] + widths_s[window] * np.clip(share, 0.0, 1.0)
+    last = np.nextafter(starts_s + widths_s, starts_s)
+    times = np.clip(starts_s[window] + widths_s[window] * share, starts_s[window], last[window])
     inner = np.ones(len(gaps), dtype=np.bool_)
     inner[ends - 1] = False
     return np.asarray(times[inner])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stowplan.traces.lines import Lines, read_lines
-from stowplan.traces.rows import BadRow, ReadOptions, Rows, all_well, check_row
+from stowplan.traces.lines import BadRow, Lines, read_lines
+from stowplan.traces.rows import ReadOptions, Rows, all_well, check_row
 from stowplan.traces.trace import Floats, Integers
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\Z", re.ASCII)
@@ -73,8 +73,7 @@ class _Table:
         values: list[tuple[float, float, float]] = []
         for position, text in enumerate(lines.texts):
             try:
-                if position in lines.broken:
-                    raise BadRow(lines.broken[position], "not text")
+                lines.check(position)
                 if text and not text.isspace():
                     values.append(self._parsed(text))
                     good.append(text)

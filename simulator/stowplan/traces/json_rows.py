@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from stowplan.traces.lines import Lines, read_lines
-from stowplan.traces.rows import BadRow, ReadOptions, Rows, check_row
+from stowplan.traces.lines import BadRow, Lines, read_lines
+from stowplan.traces.rows import ReadOptions, Rows, check_row
 
 _SMALLEST, _LARGEST = -(2**63), 2**64
 
@@ -59,8 +59,7 @@ class _File:
         piece = _Piece()
         for position, text in enumerate(lines.texts):
             try:
-                if position in lines.broken:
-                    raise BadRow(lines.broken[position], "not text")
+                lines.check(position)
                 if text and not text.isspace():
                     self._read_row(text, piece)
             except BadRow as bad:
@@ -121,7 +120,7 @@ def _number(row: Mapping[str, Any], name: str) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise BadRow(f"'{name}' has {len(str(value)[:400])} digits or more, which is too large", "too large") from error
+        raise BadRow(f"'{name}' is too large to be true", "too large") from error
 
 
 def _hashes(row: Mapping[str, Any], name: str | None) -> list[int]:

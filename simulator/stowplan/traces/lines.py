@@ -20,6 +20,14 @@ _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+class BadRow(ValueError):
+    """A row that cannot be read: the problem as a sentence, and the same in few words."""
+
+    def __init__(self, problem: str, reason: str) -> None:
+        super().__init__(problem)
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class Lines:
     """Consecutive lines without their ends.
@@ -33,6 +41,15 @@ class Lines:
     first: int
     texts: list[str]
     broken: Mapping[int, str] = field(default_factory=dict)
+
+    def check(self, position: int) -> None:
+        """Refuse a broken line.
+
+        Raises:
+            BadRow: the line cannot be shown as text.
+        """
+        if position in self.broken:
+            raise BadRow(self.broken[position], "not text")
 
 
 @contextmanager

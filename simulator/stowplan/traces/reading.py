@@ -10,8 +10,8 @@ from stowplan.traces import azure, burstgpt, lengths, mooncake, plain
 from stowplan.traces.catalogue import catalogue, find
 from stowplan.traces.csv_rows import Layout, columns_of, read_csv
 from stowplan.traces.json_rows import Fields, parsed_object, read_json_lines
-from stowplan.traces.lines import first_line
-from stowplan.traces.rows import BadRow, ReadOptions, Rows, with_arrivals
+from stowplan.traces.lines import BadRow, first_line
+from stowplan.traces.rows import ReadOptions, Rows, with_arrivals
 from stowplan.traces.servegen import is_servegen, read_servegen
 from stowplan.traces.trace import Trace
 

@@ -10,20 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from stowplan.errors import BadFile
+from stowplan.traces.lines import BadRow
 from stowplan.traces.trace import LATEST_S, MOST_TOKENS, Blocks, Floats, Integers, Trace
 
 FAILURES = "failed requests (no response tokens)"
 
 _WIDEST_TIE_S = 1.0
 """Ties are parted within at most a second, the coarsest clock among the known traces."""
-
-
-class BadRow(ValueError):
-    """A row that cannot be read: the problem as a sentence, and the same in few words."""
-
-    def __init__(self, problem: str, reason: str) -> None:
-        super().__init__(problem)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class _Lengths:
     def sample(self, random: np.random.Generator, count: int) -> Floats:
         """Independent draws."""
         places = np.searchsorted(self.cumulative, random.random(count) * self.cumulative[-1], side="right")
-        return self.values[np.minimum(places, len(self.values) - 1)]
+        return np.asarray(self.values[np.minimum(places, len(self.values) - 1)])
 
 
 def is_servegen(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 Two streams add up: conversations, about as many every day, and bursts of programmatic requests. For each, every day has
 its number of requests; they are dealt to hours by the daily shape times a random Gamma factor, which makes whole hours
-busy or idle; within an hour they arrive with Gamma-distributed gaps; model and lengths are drawn per request. All
+busy or idle, balanced so that all days together keep the daily shape; within an hour they arrive with Gamma-distributed gaps; model and lengths are drawn per request. All
 parameters are in ``traces/burstgpt-like.toml`` with how each was fitted.
 """
 
@@ -27,6 +27,8 @@ from stowplan.traces.trace import Floats, Integers, Trace
 MOST_REQUESTS = 50_000_000
 _HOUR_S = 3600.0
 _HOURS = 24
+_IDLE = 1e-12
+_BALANCING_ROUNDS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +184,10 @@ def _draw(
     parameters: Parameters, number: int, stream: Stream, daily: Integers, random: np.random.Generator
 ) -> tuple[Floats, Floats, Floats, Integers, Integers]:
     """Arrivals, prompts, outputs, models and kinds of one stream, unsorted between hours."""
-    factors = random.standard_gamma(stream.hour_shape, (len(daily), _HOURS))
-    weights = stream.hour_weights * np.maximum(factors, 1e-300)
-    hourly = random.multinomial(daily, weights / weights.sum(axis=1, keepdims=True)).ravel()
-    starts = np.arange(len(hourly)) * _HOUR_S
+    hourly = random.multinomial(daily, _hour_shares(stream, random)[: len(daily)]).ravel()
+    starts = np.arange(len(hourly), dtype=np.float64) * _HOUR_S
     arrival = arrivals_in_windows(
-        random, starts, np.full(len(hourly), _HOUR_S), hourly, np.full(len(hourly), stream.gap_shape)
+        random, starts, np.full_like(starts, _HOUR_S), hourly, np.full_like(starts, stream.gap_shape)
     )
     total = len(arrival)
     scale = np.repeat(stream.length_scale[: len(daily)], daily)
@@ -207,6 +207,18 @@ def _draw(
     return arrival, prompt, output, model, np.full(total, number)
 
 
+def _hour_shares(stream: Stream, random: np.random.Generator) -> Floats:
+    """Shares of the hours in every day: single hours are busy or idle, yet all days together have the daily shape."""
+    factors = random.standard_gamma(stream.hour_shape, (len(stream.daily), _HOURS))
+    load = stream.hour_weights * np.maximum(factors, _IDLE)
+    wanted = stream.hour_weights * (stream.daily.sum() / stream.hour_weights.sum())
+    for _ in range(_BALANCING_ROUNDS):
+        load *= (stream.daily / load.sum(axis=1))[:, np.newaxis]
+        load *= wanted / np.maximum(load.sum(axis=0), _IDLE)
+        load = np.maximum(load, _IDLE)
+    return np.asarray(load / load.sum(axis=1, keepdims=True))
+
+
 def _lengths(normal: Floats, scores: Floats, quantiles: Floats, scale: Floats, longest: float) -> Floats:
     """Tokens at these normal scores: the logarithm of the quantiles is linear between the known scores."""
     tokens = np.exp(np.interp(normal, scores, np.log(quantiles)))
@@ -216,7 +228,7 @@ def _lengths(normal: Floats, scores: Floats, quantiles: Floats, scale: Floats, l
 def _rounded(expected: Floats) -> Integers:
     """Whole numbers with the same sum as nearly as possible: the largest remainders are rounded up."""
     whole = np.floor(expected).astype(np.int64)
-    missing = int(round(float(expected.sum()))) - int(whole.sum())
+    missing = round(float(expected.sum())) - int(whole.sum())
     order = np.argsort(-(expected - whole).ravel(), kind="stable")
     whole.ravel()[order[:missing]] += 1
     return whole
