@@ -149,6 +149,7 @@ class NaiveEngine:
             self.take(s, self.needed(s.cached + 1))
             self.running.append(s)
             seconds += count * self.limits.swap_s_per_block
+        self.running.sort(key=lambda s: s.cached < s.target)  # a prompt that was begun counts as admitted last
         return seconds
 
     def prefill_first_step(self) -> None:

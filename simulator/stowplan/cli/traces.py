@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stowplan.cli import tables
-from stowplan.cli.inputs import Json
+from stowplan.cli.inputs import Html, Json
 from stowplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def stats(
     block_tokens: Annotated[int | None, typer.Option("--block-tokens", min=1, help="Tokens per hashed block.")] = None,
     seed: Seed = 0,
     json: Json = False,
+    html: Html = None,
 ) -> None:
     """Print statistics."""
     from stowplan.cli.documents import as_json
@@ -77,7 +78,13 @@ def stats(
     from stowplan.traces.stats import statistics
 
     options = ReadOptions(keep_failures, skip_bad, jitter, seed, rate, duration, block_tokens)
-    found = statistics(_chosen(trace, options, head, start, end))
+    chosen = _chosen(trace, options, head, start, end)
+    found = statistics(chosen)
+    if html is not None:
+        from stowplan.cli.outputs import write_text
+        from stowplan.traces.page import page
+
+        write_text(html, page(chosen, found))
     if json:
         tables.print_verbatim(as_json(found.document()))
     else:
@@ -104,12 +111,11 @@ def synth(
     from stowplan.traces.catalogue import find
     from stowplan.traces.conversations import with_conversations
     from stowplan.traces.synthesis import load_parameters, synthesise
-    from stowplan.traces.writing import write_log, write_trace
+    from stowplan.traces.writing import check_target, write_log, write_trace
 
-    if output.exists() and not replace:
-        raise InputError(f"{output}: is there already; choose another name, or write over it with --replace")
+    check_target(output, replace=replace)
     log = synthesise(load_parameters(parameters or find("burstgpt-like").path), seed=seed, requests=requests, days=days)
-    plain = conversations or ".jsonl" in output.name
+    plain = conversations or ".jsonl" in output.suffixes
     if plain:
         trace = with_conversations(log.trace, seed=seed) if conversations else log.trace
         write_trace(trace, output, replace=replace)
@@ -183,9 +189,10 @@ def _report(found: Statistics) -> list[tables.Line]:
     header = ["", "mean", "least", *(f"p{100 * float(level):g}" for level in found.prompt.quantiles), "most"]
     shown = [*lines, *tables.blocks(tables.table(header, rows, numbers=range(1, len(header))))]
     if found.reuse is not None:
+        reuse = found.reuse
         text = (
-            f"{100 * found.reuse.seen_share:.1f} % of {found.reuse.blocks:,} blocks of {found.reuse.block_tokens} tokens "
-            f"were seen before; a cache without end holds {100 * found.reuse.hit_tokens_share:.1f} % of the prompts' tokens"
+            f"{100 * reuse.seen_share:.1f} % of {reuse.blocks:,} blocks of {reuse.block_tokens} tokens were seen "
+            f"before; a cache without end holds {100 * reuse.hit_tokens_share:.1f} % of the prompts' tokens"
         )
         shown += tables.blocks(tables.labelled("prefixes", text))
     return shown

@@ -47,6 +47,7 @@ _LARGE_GAP = 0.02
 
 _CLASSES = 48
 _STRATA = (2, 3, 4, 6, 8)
+_FITS: tuple[Fit, ...] = ("first", "tightest", "balanced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +146,12 @@ def _candidates(requests: Requests, cost: StaticCost, limits: Limits) -> Iterato
     steps = np.asarray(cost.step_s[: limits.max_batch])
     cheapest = int(np.argmin(steps / np.arange(1, len(steps) + 1))) + 1
     for most in sorted({limits.max_batch, cheapest}, reverse=True):
-        for tightest in (False, True):
-            name = f"{'best' if tightest else 'first'}_fit" + ("" if most == limits.max_batch else f"_{most}")
-            yield name, first_fit(order, requests, limits, most=most, tightest=tightest)
+        for fit in _FITS:
+            name = f"{fit}_fit" + ("" if most == limits.max_batch else f"_{most}")
+            yield name, first_fit(order, requests, limits, most=most, fit=fit)
     yield "cuts", best_cuts(order, requests, cost, limits)
+    if 2 * steps[len(steps) // 2] <= steps[0] + steps[-1]:  # requests of one batch have nothing in common
+        return
     for strata in _STRATA:
         for by_tokens in (False, True):
             name = f"strata_{strata}_by_{'tokens' if by_tokens else 'requests'}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from stowplan.errors import DoesNotFit, NotExpressible
 from stowplan.ops import Step
@@ -18,8 +17,8 @@ from stowplan.systems.llama_cpp import LlamaCpp
 from stowplan.systems.serial import LayerPlaces, SerialRun
 
 _SAMPLED_PASS = 4096
-_CACHE_SHARES = (1.0, 0.5)
-"""Cache per slot, as shares of a mean request: short requests fill more slots than long ones."""
+_NO_BETTER = 1.05
+"""Makespan over the least so far from which more slots are not tried: memory for them slows every step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +89,8 @@ def static_cost(setup: Setup, plan: Plan, max_batch: int, context: int) -> Fitte
 def plan_for_requests(request: Request, requests: Requests, max_batch: int) -> Chosen:
     """The llama.cpp plan under which first-fit batches of the requests finish soonest.
 
-    Slots are powers of two; for each, the cache holds as many mean requests, or half of that. A batch then keeps to
-    the plan's slots and to its cache, whose tokens the slots share.
+    Slots are powers of two, and the cache holds as many mean requests (of half the length, where that is better). A
+    batch keeps to the plan's slots and to its cache, whose tokens the slots share.
 
     Args:
         request: setup, settings and solver; its workload's lengths are replaced by those of the requests.
@@ -101,48 +100,56 @@ def plan_for_requests(request: Request, requests: Requests, max_batch: int) -> C
     Raises:
         DoesNotFit: no slots fit the machine beside the weights.
     """
-    prompt, output = round(float(requests.prompt.mean())), round(float(requests.output.mean()))
-    longest, total = int(requests.reserved.max()), int(requests.reserved.sum())
-    best: Chosen | None = None
-    least, missing = np.inf, DoesNotFit("no batch fits")
-    for share in _CACHE_SHARES:
-        slots, held = 1, 0
-        while slots <= min(max_batch, 2 * len(requests)) and held < total:
-            context = max(-(-longest // slots), round(share * (prompt + output)), 1)
-            held = slots * context
-            try:
-                chosen = _planned(request, (prompt, output, context, slots), requests)
-            except DoesNotFit as error:
-                missing = error
-                break
-            makespan = _first_fit_seconds(chosen, requests)
-            if makespan < least:
-                best, least = chosen, makespan
-            slots *= 2
-    if best is None:
-        raise missing
+    best = _growing(request, requests, max_batch)
+    slots = best.planned.plan.workload.batch
+    if 2 * slots <= max_batch and slots < len(requests):  # the same cache in more slots, where requests are short
+        try:
+            halved = _planned(request, requests, 2 * slots, best.limits.cache_tokens)
+        except DoesNotFit:
+            return best
+        best = min(best, halved, key=lambda chosen: _first_fit_seconds(chosen, requests))
     return best
 
 
-def _planned(request: Request, shape: tuple[int, int, int, int], requests: Requests) -> Chosen:
-    """Plan for `slots` requests of mean lengths that have `context` tokens of cache each.
+def _growing(request: Request, requests: Requests, max_batch: int) -> Chosen:
+    """Ever more slots, each with the cache of a mean request, until batches no longer finish sooner."""
+    longest, mean = int(requests.reserved.max()), float(requests.reserved.mean())
+    best = _planned(request, requests, 1, longest)
+    least, slots = _first_fit_seconds(best, requests), 2
+    while slots <= max_batch and slots < 2 * len(requests):
+        try:
+            chosen = _planned(request, requests, slots, max(longest, math.ceil(slots * mean)))
+        except DoesNotFit:
+            break
+        makespan = _first_fit_seconds(chosen, requests)
+        if makespan < least:
+            best, least = chosen, makespan
+        elif makespan > _NO_BETTER * least:
+            break
+        slots *= 2
+    return best
 
-    The planner reserves `context` tokens per slot, so a workload that is longer is cut to it in proportion.
+
+def _planned(request: Request, requests: Requests, slots: int, cache_tokens: int) -> Chosen:
+    """Plan for slots of mean requests that share a cache of at least so many tokens.
+
+    The planner reserves cache per slot, so the mean request is cut in proportion where that is less.
     """
-    prompt, output, context, slots = shape
-    fitting = min(1.0, context / max(1, prompt + output))
+    prompt, output = float(requests.prompt.mean()), float(requests.output.mean())
+    context = -(-cache_tokens // slots)
+    fitting = min(1.0, context / (prompt + output))
     workload = request.workload.model_copy(
         update={
             "prompt": max(1, int(prompt * fitting)),
             "generate": int(output * fitting),
             "depth": 0,
-            "context": context,
+            "context": max(context, 1 + int(output * fitting)),
             "batch": slots,
         }
     )
     planned = plan_for(LlamaCpp.key, replace(request, workload=workload, objective="throughput"))
-    limits = Limits(cache_tokens=context * slots, max_batch=min(slots, len(requests)))
-    mean_context = prompt + output // 2
+    limits = Limits(cache_tokens=workload.capacity * slots, max_batch=min(slots, len(requests)))
+    mean_context = round(prompt + output / 2)
     return Chosen(planned, static_cost(request.setup, planned.plan, limits.max_batch, mean_context), limits)
 
 

@@ -6,12 +6,14 @@ Each takes requests, cost and limits and returns batches of request indices; eve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from stowplan.planner.batching_costs import Counts, Limits, Requests, Seconds, StaticCost
 
 Batches = list[list[int]]
+Fit = Literal["first", "tightest", "balanced"]
 Method = Callable[[Requests, StaticCost, Limits], Batches]
 
 
@@ -58,13 +60,14 @@ def mixed(requests: Requests, cost: StaticCost, limits: Limits) -> Batches:
     prompt, output = requests.prompt.astype(np.float64), requests.output.astype(np.float64)
     compute = (cost.token_s + cost.pass_s / cost.micro_batch) * prompt + cost.pair_s * prompt * (prompt + 1) / 2
     memory = cost.step_s[0] * output + cost.context_s * (prompt * output + output * (output - 1) / 2)
-    order = np.argsort(-compute / np.maximum(memory, np.finfo(np.float64).tiny), kind="stable")
-    target = float(compute.sum()) / max(float(memory.sum()), np.finfo(np.float64).tiny)
+    both = compute + memory
+    order = np.argsort(-np.divide(compute, both, out=np.zeros_like(both), where=both > 0), kind="stable")
+    all_compute, all_memory = float(compute.sum()), float(memory.sum())
     low, high = 0, len(order) - 1
     batches, room = Batches(), 0
     computing = reading = 0.0
     while low <= high:
-        front = computing <= target * reading
+        front = computing * all_memory <= all_compute * reading
         request = int(order[low] if front else order[high])
         if not batches or room < requests.reserved[request] or len(batches[-1]) == limits.max_batch:
             batches.append([])
@@ -81,38 +84,37 @@ def longest_outputs_first(requests: Requests) -> Counts:
     return np.lexsort((np.arange(len(requests)), -requests.prompt, -requests.output)).astype(np.int64)
 
 
-def first_fit(
-    order: Iterable[int],
-    requests: Requests,
-    limits: Limits,
-    *,
-    most: int,
-    tightest: bool = False,
-) -> Batches:
-    """Each request in turn goes to the first batch with room, or the one with least; a new one where none has.
+def first_fit(order: Iterable[int], requests: Requests, limits: Limits, *, most: int, fit: Fit = "first") -> Batches:
+    """Each request in turn goes to a batch with room, or to a new one where none has.
 
     Args:
         order: indices; longest outputs first, so that a request never lengthens the batch it joins.
         requests, limits: the problem.
         most: requests of a batch; may be below the limit where larger batches do not pay.
-        tightest: take the batch with the least room in the place of the first.
+        fit: which of the batches with room: the ``first``, the one with least (``tightest``), or the one whose room
+            per free slot is nearest to the request (``balanced``: slots and cache run out together).
     """
-    room = np.zeros(len(requests), np.int64)
+    room, slots = np.zeros(len(requests), np.int64), np.full(len(requests), most)
     batches: Batches = []
     oldest = 0  # batches before it have no room for the shortest request
     shortest = int(requests.reserved.min())
     for request in map(int, order):
         size = int(requests.reserved[request])
-        open_ = room[oldest : len(batches)]
-        fits = np.flatnonzero(open_ >= size)
-        if len(fits):
-            number = oldest + int(fits[np.argmin(open_[fits])] if tightest else fits[0])
-        else:
+        open_ = slice(oldest, len(batches))
+        fitting = oldest + np.flatnonzero(room[open_] >= size)
+        if not len(fitting):
             number = len(batches)
             batches.append([])
             room[number] = limits.cache_tokens
+        elif fit == "first":
+            number = int(fitting[0])
+        elif fit == "tightest":
+            number = int(fitting[np.argmin(room[fitting])])
+        else:
+            number = int(fitting[np.argmin(np.abs(room[fitting] / slots[fitting] - size))])
         batches[number].append(request)
-        room[number] = room[number] - size if len(batches[number]) < most else 0
+        slots[number] -= 1
+        room[number] = room[number] - size if slots[number] else 0
         while oldest < len(batches) and room[oldest] < shortest:
             oldest += 1
     return batches
@@ -136,7 +138,7 @@ def stratified(order: Counts, requests: Requests, limits: Limits, strata: int, *
     for number in range(strata):
         mine = order[stratum[order] == number]
         if len(mine):
-            batches += first_fit(mine, requests, limits, most=limits.max_batch, tightest=True)
+            batches += first_fit(mine, requests, limits, most=limits.max_batch, fit="tightest")
     return batches
 
 

@@ -113,6 +113,8 @@ def _understand_llama_cpp(words: Sequence[str], machine: Machine, hints: Hints) 
     if count is None:
         run = LlamaCppRun(setup, asked, settings)
         layers, output = automatic(run)
+        if flags.split:
+            flags.warnings.append("-ts is not followed, because the engine chooses the layers; add -ngl")
         flags.warnings.append("-ngl is not given: the engine fits the layers by itself; its own rule is followed here")
     else:
         layers, output = placement_from(flags, machine, loaded, settings, count)

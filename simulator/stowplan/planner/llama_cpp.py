@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from stowplan.errors import DoesNotFit
 from stowplan.plan import Solver, Workload
 from stowplan.planner.predict import predict
-from stowplan.planner.programme import print_programme, shadow_prices
+from stowplan.planner.programme import GAP, print_programme, shadow_prices
 from stowplan.planner.result import Alternative, Planned, Request
 from stowplan.planner.serial_search import Found, SerialSearch, Weights
 from stowplan.systems.base import RAM
@@ -68,7 +68,7 @@ class LlamaCppPlanner:
             plan=plan,
             prediction=prediction,
             cost=found.cost,
-            alternatives=self._alternatives(best, found, winners),
+            alternatives=self._alternatives(best, winners),
             worth=shadow_prices(found.programme),
             batch_curve=[curve[batch] for batch in sorted(curve)],
         )
@@ -77,7 +77,20 @@ class LlamaCppPlanner:
         return LlamaCppRun(self.request.setup, workload, settings)
 
     def _solver(self, found: Found) -> Solver:
-        return found.solved.solver.model_copy(update={"programmes": self.programmes, "seconds": self.seconds})
+        """The winner's proof, with the objective of the evaluated placement instead of the programme's."""
+        report = found.solved.solver
+        bound = min(report.bound, found.cost)
+        gap = (found.cost - bound) / found.cost if found.cost > 0 else 0.0
+        return report.model_copy(
+            update={
+                "programmes": self.programmes,
+                "seconds": self.seconds,
+                "objective": found.cost,
+                "bound": bound,
+                "gap": gap,
+                "status": "optimal" if gap <= GAP * 1.01 else "feasible",
+            }
+        )
 
     def _trials_of_batch(self, batch: int) -> list[_Trial]:
         """Best placements of one batch size: pinned host memory first, page faults only where nothing else fits."""
@@ -145,7 +158,7 @@ class LlamaCppPlanner:
             max(needed - free, 0.0),
         )
 
-    def _alternatives(self, best: _Trial, found: Found, trials: list[_Trial]) -> list[Alternative]:
+    def _alternatives(self, best: _Trial, trials: list[_Trial]) -> list[Alternative]:
         """Best of every other group of settings, and llama.cpp's own placements under the winner's settings."""
         others = [
             Alternative(
@@ -158,7 +171,7 @@ class LlamaCppPlanner:
             if trial is not best
         ]
         others += self._own_placements(best)
-        return sorted((each for each in others if each.cost >= found.cost * (1 - 1e-9)), key=lambda each: each.cost)
+        return sorted(others, key=lambda each: each.cost)
 
     def _title(self, trial: _Trial) -> str:
         where = "" if trial.settings.kv_offload else ", cache in RAM"
@@ -182,7 +195,8 @@ class LlamaCppPlanner:
                 evaluation = engine.evaluate(layers, RAM, output)
             except DoesNotFit:
                 continue
-            if any(use.used > use.capacity for tier, use in evaluation.memory.items() if tier != RAM):
+            tiers = evaluation.memory.items()
+            if any(use.used + engine.margin > use.capacity for tier, use in tiers if tier != RAM):
                 continue
             rate = best.workload.batch / evaluation.decode_s
             yield Alternative(title, rate, evaluation.prefill_s, weights.cost(evaluation), default)

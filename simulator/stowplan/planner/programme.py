@@ -8,6 +8,7 @@ function per constraint family; each docstring holds its inequality.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -225,7 +226,9 @@ def shadow_prices(data: Placement) -> dict[str, float]:
 
 def _solver(name: str) -> pulp.LpSolver:
     if name == "cbc":
-        return pulp.PULP_CBC_CMD(msg=False, gapRel=GAP, timeLimit=_TIME_LIMIT_S)
+        with warnings.catch_warnings():  # PuLP 4 will call its CBC by another name
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return pulp.PULP_CBC_CMD(msg=False, gapRel=GAP, timeLimit=_TIME_LIMIT_S)
     return pulp.HiGHS(msg=False, gapRel=GAP, timeLimit=_TIME_LIMIT_S, threads=1, random_seed=0)
 
 

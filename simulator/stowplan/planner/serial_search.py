@@ -10,7 +10,7 @@ from stowplan.errors import DoesNotFit
 from stowplan.models.model import Layer
 from stowplan.ops import Step
 from stowplan.plan import Workload
-from stowplan.planner.programme import Column, Placement, Solved, lower_bound, solve, undominated
+from stowplan.planner.programme import GAP, Column, Placement, Solved, lower_bound, solve, undominated
 from stowplan.systems.base import RAM, Evaluation
 from stowplan.systems.serial import LayerPlaces, Price, SerialRun, sampled
 
@@ -63,7 +63,9 @@ class SerialSearch:
 
     def __init__(self, run: SerialRun, weights: Weights) -> None:
         self.run, self.weights = run, weights
-        self._prefill = sampled(run.prefill_steps, _PREFILL_SAMPLES) if weights.prefill else []
+        windows = any(getattr(members.layer.mixer, "window", None) for members in run.classes)
+        steps = run.prefill_steps if weights.prefill else []
+        self._prefill = sampled(steps, _PREFILL_SAMPLES, earliest=windows) if steps else []
         self._gpus = [f"gpu{i}" for i in run.setup.gpus]
 
     def best(self, *, solver: str = "highs") -> Found | None:
@@ -80,7 +82,7 @@ class SerialSearch:
         bounded = [(bound, k) for k, (_, data) in enumerate(programmes) if (bound := lower_bound(data)) is not None]
         best: Found | None = None
         for bound, k in sorted(bounded):
-            if best is not None and bound >= best.cost:
+            if best is not None and bound >= best.cost * (1.0 - GAP):
                 break
             output, data = programmes[k]
             solved = solve(data, solver=solver)
@@ -106,7 +108,7 @@ class SerialSearch:
         Without `spilled`, no column keeps weights in host memory, so no buffer streams them.
         """
         room = self.room(output, spilled=spilled)
-        spill = self.run.spill_seconds_per_byte(self.weights.decode, self.weights.prefill * len(self.run.prefill_steps))
+        spill = self.run.spill_seconds_per_byte(self.weights.decode, self.weights.prefill)
         if any(left < 0 for tier, left in room.items() if tier != RAM or spill is None):
             return None
         homes, last = self.run.homes, None

@@ -12,7 +12,7 @@ from stowplan.report.markup import Markup, join, table, tag
 from stowplan.units import format_rate, format_seconds
 
 _KINDS = {
-    "measured": "on a machine like this",
+    "measured": "on such parts",
     "fitted": "to published measurements",
     "datasheet": "by the maker",
     "assumed": "until somebody measures",
@@ -32,8 +32,10 @@ def quantity(name: str, value: float) -> str:
         return format_seconds(value).replace("us", "µs")
     if ".peak." in name:
         return format_rate(value, "FLOP/s")
-    if last in {"clock", "unit_clock"}:
-        return f"{format_rate(value, 'Hz')}{' over all units' if last == 'unit_clock' else ''}"
+    if last == "clock":
+        return format_rate(value, "Hz")
+    if last == "unit_clock":
+        return f"{format_rate(value, ' cycles/s')} over all units"
     if last == "power":
         return f"{value:.0f} W"
     if last.endswith("_energy"):

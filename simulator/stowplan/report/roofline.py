@@ -74,9 +74,9 @@ def roofline(groups: Sequence[Group], roofs: Sequence[Roof], link: tuple[str, fl
         style = {"color": COLOUR[Family.COPY], "dash": "dot", "width": 1.5}
         traces.append(line(ends, [link[1] * x for x in ends], line=style))
         slanted.append((link[1], f"{link[0]} {format_rate(link[1])}"))
-    notes += [_slanted_note(bandwidth, text, view, taken) for bandwidth, text in slanted]
     for group, box in zip(shown, boxes, strict=True):
         traces.append(_dot(group, _label(group, shown, gpus), totals, box, taken, gpus))
+    notes += [_slanted_note(bandwidth, text, view, taken) for bandwidth, text in slanted]  # they have room to give way
     layout = {
         "xaxis": axis("FLOPs per byte moved", type="log", range=list(view.x), **_powers(view.x, "")),
         "yaxis": axis("FLOP/s reached", type="log", range=list(view.y), **_powers(view.y, "FLOP/s")),

@@ -29,21 +29,19 @@ def run_chunked(core: Core) -> None:
     limits, phase = core.limits, core.phase
     size = limits.block_tokens
     while True:
-        preempted, copies = False, 0.0
-        if begun is not None:
-            if phase[core.steps % size] > core.free:
+        if phase[core.steps % size] > core.free:
+            if begun is not None:
                 core.free += limits.blocks(begun.length)
                 core.drop(begun.request)
-                begun, preempted = None, True
-            elif core.swapped:
-                copies = core.bring_back(core.batch + 1) or 0.0
-        elif phase[core.steps % size] > core.free:
-            preempted = True
-        chunks = [] if preempted else _chunks(core, begun)
+                begun = None
+            core.decode(core.make_room() or 0.0)
+            continue
+        copies = core.bring_back(core.batch + (begun is not None)) if core.swapped else None
+        chunks = _chunks(core, begun)
         if chunks:
-            begun = _mixed_step(core, chunks, copies)
-        elif core.batch or core.swapped:
-            core.decode(preempted=preempted)
+            begun = _mixed_step(core, chunks, copies or 0.0)
+        elif core.batch:
+            core.decode(copies)
         else:
             arrival = core.waiting.next_arrival()
             if arrival == inf:
@@ -92,8 +90,7 @@ def _mixed_step(core: Core, chunks: list[tuple[_Begun, int]], copies: float) -> 
         attention += core.chunk_attention(tokens, prompt.done) if prompt.done else core.prompt_attention[tokens]
         prompt.done += tokens
         ended += prompt.done == prompt.length
-    if batch:
-        attention += core.decode_attention()
+    attention += core.decode_attention()
     core.now += core.body[total] + core.logits[batch + ended] + attention + copies
     core.passes += 1
     if batch:

@@ -9,16 +9,23 @@ wait to come back.
 from __future__ import annotations
 
 from stowplan.serving.core import Core
+from stowplan.serving.fast_lane import run_fast_lane
+from stowplan.serving.queues import FirstCome
 
 
 def run_continuous(core: Core) -> None:
     """Run until every request has finished."""
     waiting = core.waiting
     while True:
+        if isinstance(waiting, FirstCome) and not waiting.back and not core.swapped:
+            run_fast_lane(core, waiting)
         if not core.swapped and _prefill(core):
             continue
         if core.batch or core.swapped:
-            core.decode()
+            copies = core.make_room()
+            if copies is None and core.swapped:
+                copies = core.bring_back(core.batch)
+            core.decode(copies)
             continue
         arrival = waiting.next_arrival()
         if arrival == float("inf"):

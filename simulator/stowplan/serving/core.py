@@ -61,14 +61,18 @@ class Core:
         self.prompt_attention = step_time.prompt_table(longest)
         self.chunk_attention = step_time.chunk_attention
         self.piece_ends = [*(piece.start for piece in step_time.decode[1:]), inf]
-        self.piece_sequence = [piece.per_sequence for piece in step_time.decode]
+        # seconds of a decode step that do not depend on the context, by piece and sequences
+        self.piece_fixed = [
+            [self.body[b] + self.logits[b] + piece.per_sequence * b for b in range(limits.max_running + 1)]
+            for piece in step_time.decode
+        ]
         self.piece_token = [piece.per_token for piece in step_time.decode]
         self.now = 0.0
         self.batch = self.context = self.steps = self.passes = 0
         self.free = self.lowest_free = limits.kv_blocks
         self.free_swap = limits.swap_blocks
         self.phase = [0] * limits.block_tokens
-        self.finish = array("q", [-1]) * count
+        self.finish = [-1] * count
         self.bits = max(1, count.bit_length())
         self.ends: list[int] = []
         self.order: list[int] = []
@@ -140,11 +144,9 @@ class Core:
         """
         phase = self.phase
         index = self.steps % len(phase)
-        if phase[index] <= self.free:
-            return None
-        seconds = 0.0
+        seconds = None
         while phase[index] > self.free:
-            seconds += self._preempt_last()
+            seconds = (seconds or 0.0) + self._preempt_last()
         return seconds
 
     def _preempt_last(self) -> float:
@@ -195,17 +197,14 @@ class Core:
             seconds = (seconds or 0.0) + blocks * limits.swap_s_per_block
         return seconds
 
-    def decode(self, *, preempted: bool = False) -> None:
-        """Run decode steps until one of them may change the batch; at least one, preempting first where needed.
+    def decode(self, copies: float | None) -> None:
+        """Run decode steps until one of them may change the batch; just one after sequences have come or gone.
+
+        The blocks of the first step are there: see `make_room`.
 
         Args:
-            preempted: whether the scheduler has preempted a sequence of its own for this step.
+            copies: seconds that the first step copies blocks of sequences that come or go; None if none does.
         """
-        extra = self.make_room()
-        if preempted:
-            extra = extra or 0.0
-        elif extra is None and self.swapped:
-            extra = self.bring_back(self.batch)
         ends, finish, bits, steps, batch = self.ends, self.finish, self.bits, self.steps, self.batch
         mask = (1 << bits) - 1
         end = ends[0]
@@ -217,13 +216,13 @@ class Core:
         while mean >= piece_ends[piece]:
             piece += 1
         per_token = self.piece_token[piece]
-        step_s = self.body[batch] + self.logits[batch] + self.piece_sequence[piece] * batch + per_token * self.context
+        step_s = self.piece_fixed[piece][batch] + per_token * self.context
         now = self.now
-        if extra is None:
+        if copies is None:
             size = self.limits.block_tokens
             run = (end >> bits) - steps
             if self.free < batch * ((run + size - 1) // size):
-                run = self._steps_within_blocks(run)
+                run = steps_within_blocks(self.phase, steps, self.free, batch, run)
             if mean + run > piece_ends[piece]:
                 run = min(run, ceil(piece_ends[piece] - mean))
             half_growth = 0.5 * per_token * batch
@@ -231,10 +230,10 @@ class Core:
             if batch < self.limits.max_running and not self.swapped:
                 arrival = self.waiting.next_change(now)
                 if arrival < after:
-                    run = _steps_until(arrival, now, step_s, half_growth, run)
+                    run = steps_until(arrival, now, step_s, half_growth, run)
                     after = now + run * (step_s + half_growth * (run - 1))
         else:
-            run, after = 1, now + step_s + extra
+            run, after = 1, now + step_s + copies
         self.now = after
         self.passes += run
         self.store(run)
@@ -252,9 +251,7 @@ class Core:
             taken += sum(phase[: start + rest - size])
         self.steps += run
         self.context += batch * run
-        self.free -= taken
-        if self.free < self.lowest_free:
-            self.lowest_free = self.free
+        self.reserve_blocks(taken)
 
     def complete(self) -> None:
         """Let the sequences go whose last token came out now."""
@@ -276,25 +273,29 @@ class Core:
     def decode_attention(self) -> float:
         """Seconds of the decoding sequences' attention in the next step."""
         batch, context = self.batch, self.context
+        if not batch:
+            return 0.0
         mean, piece, ends = context / batch, 0, self.piece_ends
         while mean >= ends[piece]:
             piece += 1
-        return self.piece_sequence[piece] * batch + self.piece_token[piece] * context
-
-    def _steps_within_blocks(self, most: int) -> int:
-        """Steps, at most `most`, for which the free blocks suffice; the first one always has them."""
-        phase, size = self.phase, len(self.phase)
-        cycles = min(self.free // self.batch, most // size)
-        left, step = self.free - cycles * self.batch, cycles * size
-        while step < most:
-            left -= phase[(self.steps + step) % size]
-            if left < 0:
-                return step
-            step += 1
-        return step
+        alone = self.body[batch] + self.logits[batch]
+        return self.piece_fixed[piece][batch] - alone + self.piece_token[piece] * context
 
 
-def _steps_until(moment: float, now: float, step_s: float, half_growth: float, most: int) -> int:
+def steps_within_blocks(phase: Sequence[int], steps: int, free: int, batch: int, most: int) -> int:
+    """How many of the next `most` decode steps the free blocks suffice for."""
+    size = len(phase)
+    cycles = min(free // batch, most // size)
+    left, step = free - cycles * batch, cycles * size
+    while step < most:
+        left -= phase[(steps + step) % size]
+        if left < 0:
+            break
+        step += 1
+    return step
+
+
+def steps_until(moment: float, now: float, step_s: float, half_growth: float, most: int) -> int:
     """The first of up to `most` step boundaries at or after `moment`; step j ends at now + j (step_s + half_growth (j - 1)).
 
     The root of the quadratic is a guess; the comparisons that decide are those of the times themselves.

@@ -36,40 +36,46 @@ class WaitingQueue(ABC):
 
 
 class FirstCome(WaitingQueue):
-    """First come, first served. A preempted request came before every one that still waits."""
+    """First come, first served. A preempted request came before every one that still waits.
 
-    __slots__ = ("_arrival", "_back", "_next")
+    Attributes:
+        arrival: seconds by request, then infinity.
+        next: the first request that has never been admitted.
+        back: preempted requests, the oldest last.
+    """
+
+    __slots__ = ("arrival", "back", "next")
 
     def __init__(self, arrival: Sequence[float]) -> None:
-        self._arrival = [*arrival, inf]
-        self._back: list[int] = []
-        self._next = 0
+        self.arrival = [*arrival, inf]
+        self.back: list[int] = []
+        self.next = 0
 
     def head(self, now: float) -> int:
         """See `WaitingQueue`."""
-        if self._back:
-            return self._back[-1]
-        return self._next if self._arrival[self._next] <= now else -1
+        if self.back:
+            return self.back[-1]
+        return self.next if self.arrival[self.next] <= now else -1
 
     def pop(self) -> None:
         """See `WaitingQueue`."""
-        if self._back:
-            self._back.pop()
+        if self.back:
+            self.back.pop()
         else:
-            self._next += 1
+            self.next += 1
 
     def put_back(self, request: int) -> None:
         """See `WaitingQueue`; victims come back youngest first, so that the oldest ends up in front."""
-        self._back.append(request)
+        self.back.append(request)
 
     def next_change(self, now: float) -> float:
         """See `WaitingQueue`; a waiting head stays until it is admitted."""
-        arrival = self._arrival[self._next]
-        return inf if self._back or arrival <= now else arrival
+        arrival = self.arrival[self.next]
+        return inf if self.back or arrival <= now else arrival
 
     def next_arrival(self) -> float:
         """See `WaitingQueue`."""
-        return self._arrival[self._next]
+        return self.arrival[self.next]
 
 
 class Sorted(WaitingQueue):

@@ -64,12 +64,11 @@ def _form(core: Core) -> Sequence[int]:
 def _decode_seconds(core: Core, batch: int, context: int, steps: int) -> float:
     """Seconds of `steps` decode steps of `batch` sequences that have `context` cached tokens each at first."""
     seconds, done = 0.0, 0
-    fixed = core.body[batch] + core.logits[batch]
-    for end, per_sequence, per_token in zip(core.piece_ends, core.piece_sequence, core.piece_token, strict=True):
+    for end, fixed, per_token in zip(core.piece_ends, core.piece_fixed, core.piece_token, strict=True):
         if context + done >= end:
             continue
         run = steps - done if end == inf else min(steps - done, ceil(end - context - done))
-        first = fixed + batch * (per_sequence + per_token * (context + done))
+        first = fixed[batch] + batch * per_token * (context + done)
         seconds += run * (first + 0.5 * per_token * batch * (run - 1))
         done += run
         if done == steps:

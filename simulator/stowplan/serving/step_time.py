@@ -9,7 +9,8 @@ takes ::
 output matrix and the sampling of the sequences that emit a token. The two attention terms are what attention costs above
 that of as many tokens without a past: linear in the sequences and in their context for decode (in pieces, where another
 resource binds), and for a chunk the largest of a few linear functions of its query-key pairs ``q p + q (q + 1) / 2``, its
-cached tokens ``p + q`` and its tokens ``q``. A sliding window bounds the pairs and the cached tokens.
+cached tokens ``p + q`` and its tokens ``q``. A sliding window bounds the pairs and the cached tokens; in decode it is
+applied to the mean context, which for unlike contexts costs a little too much.
 """
 
 from __future__ import annotations
@@ -37,22 +38,28 @@ class DecodePiece:
     per_token: float
 
 
+Piece = tuple[float, float, float, float]
+"""Seconds per query-key pair, per cached token, per token of the chunk, and per chunk."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkTerm:
     """Attention of a prompt chunk in layers that see alike: the largest of the pieces.
 
     Attributes:
-        window: tokens that a query sees at most, None for all.
-        pieces: seconds per query-key pair, per cached token and per token of the chunk.
+        sight: tokens that a query attends to at most; None for all.
+        window: tokens of cache that a query keeps at most; None for all.
+        pieces: linear functions of the chunk's pairs, cached tokens and tokens.
     """
 
+    sight: int | None
     window: int | None
-    pieces: tuple[tuple[float, float, float], ...]
+    pieces: tuple[Piece, ...]
 
     def seconds(self, tokens: int, past: int) -> float:
         """Seconds of a chunk of `tokens` tokens after `past` cached ones."""
-        pairs, cached = visible_pairs(tokens, past, self.window), cached_tokens(past, tokens, self.window)
-        return max(x * pairs + y * cached + z * tokens for x, y, z in self.pieces)
+        pairs, cached = visible_pairs(tokens, past, self.sight), cached_tokens(past, tokens, self.window)
+        return max(a * pairs + b * cached + c * tokens + d for a, b, c, d in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +128,9 @@ class StepTime:
         q = np.arange(tokens + 1, dtype=np.float64)
         total = np.zeros(tokens + 1)
         for term in self.chunk:
-            window = inf if term.window is None else float(term.window)
-            short = np.minimum(q, window)
-            pairs = short * (short + 1) / 2
-            pairs[q > window] += (q[q > window] - window) * window if term.window is not None else 0.0
-            total += np.max([x * pairs + y * q + z * q for x, y, z in term.pieces], axis=0)
+            seen = np.minimum(q, inf if term.sight is None else float(term.sight))
+            pairs = seen * (seen + 1) / 2 + (q - seen) * seen
+            total += np.max([a * pairs + b * q + c * q + d for a, b, c, d in term.pieces], axis=0)
         total[0] = 0.0
         return [float(value) for value in total.tolist()]
 

@@ -26,6 +26,7 @@ from stowplan.ops import (
     Operator,
     Part,
     Step,
+    distinct_experts,
     embedding_operator,
     ffn_operators,
     mixer_operators,
@@ -95,22 +96,33 @@ class LlamaCppRun(SerialRun):
         """
         if self.settings.load_mode != "mmap" or not self.setup.machine.disks:
             return None
-        shares = [layer.experts.active / layer.experts.total for layer in self.setup.model.layers if layer.experts]
-        touched = min(shares) if shares else 1.0
-        return (decode * touched + prefill * touched) / self.rates["disk.faults"]
+        experts = {layer.experts for layer in self.setup.model.layers if layer.experts}
+
+        def touched(tokens: int) -> float:
+            shares = [distinct_experts(each.total, each.active, tokens) / each.total for each in experts]
+            return min(shares, default=1.0)
+
+        steps = self.prefill_steps if prefill else []
+        read = decode * touched(self.workload.batch) + prefill * sum(touched(step.tokens) for step in steps)
+        return read / self.rates["disk.faults"]
 
     def kv_bytes(self, layer: Layer) -> float:
         """Bytes of one layer's cache or state."""
         return self.rules.kv_bytes(layer)
 
     def patterns(self, members: LayerClass) -> list[LayerPlaces]:
-        """Mixer on each GPU or the CPU; each feed-forward matrix at home or on the CPU; cache by the KV setting."""
+        """Mixer on each GPU or the CPU; each feed-forward matrix at home or on the CPU; cache by the KV setting.
+
+        With more than two GPUs the matrices of a layer stay together: what finer splits gain is less than one layer on
+        each GPU, and they would multiply the programme.
+        """
         parts = {part_of(tensor) for tensor in members.layer.tensors}
         free = [part for part in (*FFN_PARTS, *EXPERT_PARTS) if part in parts]
         found = [self._pattern(RAM, parts, dict.fromkeys(free, RAM))]
         for i in self.setup.gpus:
             home = f"gpu{i}"
-            choices = product((home, RAM), repeat=len(free))
+            together = [(place,) * len(free) for place in (home, RAM)]
+            choices = product((home, RAM), repeat=len(free)) if len(self.setup.gpus) <= 2 else together
             found += [self._pattern(home, parts, dict(zip(free, choice, strict=True))) for choice in choices]
         return found
 

@@ -206,6 +206,10 @@ def write_command(
         NotExpressible: a layer on the CPU follows one on a GPU, or GPUs do not hold consecutive runs of layers.
     """
     homes = [places.mixer for places in layers]
+    if any(places.kv != (places.mixer if settings.kv_offload else RAM) for places in layers):
+        raise NotExpressible("llama.cpp keeps the cache of a layer with the layer, or all of it in host memory")
+    if plan.embedding != RAM:
+        raise NotExpressible(f"llama.cpp keeps the token embedding in host memory, not on {plan.embedding}")
     on_cpu = next((index for index, home in enumerate(homes) if home != RAM), len(homes))
     if homes[on_cpu:] != sorted(homes[on_cpu:]) or RAM in homes[on_cpu:]:
         raise NotExpressible(

@@ -125,11 +125,12 @@ def prompt_chunks(workload: Workload, chunk: int) -> list[Step]:
     return steps * workload.batch
 
 
-def sampled(steps: Sequence[Step], most: int) -> list[tuple[Step, float]]:
-    """At most about `most` steps that stand for all, with multiplicities: neighbours are merged at their mean past.
+def sampled(steps: Sequence[Step], most: int, *, earliest: bool = False) -> list[tuple[Step, float]]:
+    """At most about `most` steps that stand for all, with multiplicities: neighbours are merged.
 
-    The time of a step is convex in its past (a maximum of linear terms), so the sum over the samples is a lower bound,
-    and exact but for the group that holds a kink.
+    They are merged at their mean past: the time of a step is convex in its past (a maximum of linear terms), so the sum
+    over the samples is a lower bound, exact but for the group that holds a kink. A sliding window makes it concave;
+    with `earliest` they are merged at their least past, a lower bound for any time that grows with the past.
     """
     counted = Counter(steps)
     if len(counted) <= most:
@@ -141,7 +142,8 @@ def sampled(steps: Sequence[Step], most: int) -> list[tuple[Step, float]]:
     for low, high in pairwise(edges):
         group = full[low:high]
         if group:
-            past = sum(step.groups[0][0] for step in group) // len(group)
+            pasts = [step.groups[0][0] for step in group]
+            past = min(pasts) if earliest else sum(pasts) // len(pasts)
             samples.append((Step(group[0].new, ((past, 1),), 0), float(sum(counted[step] for step in group))))
     return samples
 

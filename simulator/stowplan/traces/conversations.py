@@ -8,6 +8,7 @@ ones. Arrivals and lengths stay as they are.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy as np
 from stowplan.errors import InputError
 from stowplan.traces.trace import Blocks, Integers, Trace
 
-_ROUNDS = 4
+_ROUNDS = 16
 """Rounds in which requests that wanted to answer the same one choose again."""
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -72,15 +73,18 @@ def _sessions(trace: Trace, habits: Habits, random: np.random.Generator) -> Inte
     count = len(trace)
     waiting = np.flatnonzero(random.random(count) < 1.0 - 1.0 / habits.turns)
     parent = np.full(count, -1, dtype=np.int64)
-    free = np.arange(count)
+    unanswered = np.ones(count, dtype=np.bool_)
     for _ in range(_ROUNDS):
+        if len(waiting) == 0:
+            break
+        free = np.flatnonzero(unanswered)
         wanted = trace.arrival_s[waiting] - random.exponential(habits.gap_s, len(waiting))
         latest = np.minimum(np.searchsorted(trace.arrival_s, wanted, side="right"), waiting)
         place = np.searchsorted(free, latest, side="left") - 1
         possible = np.flatnonzero(place >= 0)
         chosen, first = np.unique(free[place[possible]], return_index=True)
         parent[waiting[possible[first]]] = chosen
-        free = np.setdiff1d(free, chosen, assume_unique=True)
+        unanswered[chosen] = False
         waiting = waiting[parent[waiting] < 0]
     root = np.where(parent < 0, np.arange(count), parent)
     while True:
@@ -122,7 +126,7 @@ def _writers(order: Integers, turn: Integers, previous: Integers, counts: Intege
     writer = np.repeat(np.arange(len(counts)), counts)
     by_turn = order[np.argsort(turn, kind="stable")]
     ends = np.cumsum(np.bincount(turn))
-    for first, last in zip(ends[:-1], ends[1:], strict=True):
+    for first, last in itertools.pairwise(ends):
         requests = by_turn[first:last]
         before = previous[requests]
         kept = np.minimum(counts[requests], counts[before])

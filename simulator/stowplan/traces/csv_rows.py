@@ -85,15 +85,12 @@ class _Table:
 
     def _read_block(self, texts: list[str]) -> bool:
         """Add a block whose rows are all good; False, with nothing added, where that is in doubt."""
-        whole = "\n".join(texts)
-        if whole.count(",") != len(texts) * (len(self.header) - 1) or '"' in whole:
+        if {text.count(",") for text in texts} != {len(self.header) - 1}:
             return False
         numbers = [self.header[self.layout.prompt], self.header[self.layout.output]]
         arrival = self._at(self.layout.arrival)
         if arrival is not None and not self.layout.dated:
             numbers.append(arrival)
-        if any(not text or text.isspace() for text in texts):
-            return False
         try:
             table = np.loadtxt(texts, delimiter=",", usecols=numbers, comments=None, ndmin=2)
             if arrival is None:

@@ -83,7 +83,7 @@ def _already_there(source: Download, target: Path) -> Fetched:
 
 
 def _load(source: Download, part: Path, kept: int, progress: Progress | None) -> tuple[int, int]:
-    """Append the rest of the file to the part; bytes that were kept (none where the server cannot resume) and loaded."""
+    """Append the rest of the file to the part; bytes kept (none where the server cannot resume) and bytes loaded."""
     request = urllib.request.Request(source.url, headers={"User-Agent": "stowplan", "Accept-Encoding": "identity"})
     if kept:
         request.add_header("Range", f"bytes={kept}-")

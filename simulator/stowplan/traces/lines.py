@@ -12,8 +12,8 @@ from typing import IO
 
 from stowplan.errors import BadFile
 
-LONGEST_LINE = 4 * 2**20
-"""Bytes of a line beyond which it is not kept; a prompt of two million tokens in hashed 16-token blocks fits."""
+LONGEST_LINE = 8 * 2**20
+"""Bytes of a line beyond which it is not kept; a prompt of two million tokens as hashes of 16-token blocks fits."""
 
 _BLOCK = 4 * 2**20
 _GZIP = b"\x1f\x8b"
@@ -127,7 +127,7 @@ def _decoded(number: int, data: bytes) -> Lines:
     except UnicodeDecodeError:
         return _one_by_one(number, data)
     texts = text.split("\n")
-    if b"\0" in data or max(map(len, texts)) > LONGEST_LINE:
+    if b"\0" in data or (len(data) > LONGEST_LINE and max(map(len, texts)) > LONGEST_LINE):
         return _one_by_one(number, data)
     return Lines(number, texts)
 

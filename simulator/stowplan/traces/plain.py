@@ -8,6 +8,9 @@ from __future__ import annotations
 from stowplan.traces.csv_rows import Layout
 from stowplan.traces.json_rows import Fields
 
+SYNTHETIC = "synthetic"
+"""Column or field of files that we write from synthetic traces, in any format."""
+
 LAYOUT = Layout(
     family="plain",
     arrival="arrival_s",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from stowplan.errors import BadFile
@@ -27,7 +28,7 @@ def load_trace(name: str, options: ReadOptions | None = None) -> Trace:
         InputError: the file cannot be read as a trace.
     """
     chosen = options or ReadOptions()
-    if Path(name).exists():
+    if os.path.exists(name):  # unlike Path.exists, False for names that no file can have
         return read_trace(Path(name), chosen)
     entry = find(name)
     if entry.kind == "generator":
@@ -47,7 +48,7 @@ def read_trace(path: Path, options: ReadOptions | None = None) -> Trace:
         InputError: no request is left.
     """
     chosen = options or ReadOptions()
-    if not path.exists():
+    if not os.path.exists(path):
         names = ", ".join(sorted(catalogue()))
         raise BadFile(f"{path}: there is no such file; known names are {names}")
     if is_servegen(path):
@@ -61,7 +62,7 @@ def read_trace(path: Path, options: ReadOptions | None = None) -> Trace:
         _json(path, chosen, number, text) if text.lstrip().startswith("{") else _csv(path, chosen, number, text)
     )
     note = f"{path.name} ({family})"
-    if not rows.arrival_s or family == lengths.LAYOUT.family:
+    if family.startswith(lengths.LAYOUT.family):
         rows, arrivals = with_arrivals(rows)
         note = f"{note}; {arrivals}"
     return rows.trace(path.name.split(".")[0], note)
@@ -71,7 +72,7 @@ def _csv(path: Path, options: ReadOptions, number: int, text: str) -> tuple[Rows
     header = columns_of(text)
     for layout in LAYOUTS:
         if layout.fits(header):
-            return read_csv(path, layout, options, (number, text)), layout.family
+            return read_csv(path, layout, options, (number, text)), _family(layout.family, header)
     wanted = "; ".join(
         f"{layout.family}: {', '.join(name for name in (layout.arrival, layout.prompt, layout.output) if name)}"
         for layout in LAYOUTS
@@ -86,6 +87,11 @@ def _json(path: Path, options: ReadOptions, number: int, text: str) -> tuple[Row
         raise BadFile(f"{path}:{number}: {bad}; one object with a request per line is expected") from bad
     for fields in FIELDS:
         if fields.fits(row):
-            return read_json_lines(path, fields, options), fields.family
+            return read_json_lines(path, fields, options), _family(fields.family, row)
     wanted = "; ".join(f"{each.family}: {each.arrival}, {each.prompt}, {each.output}" for each in FIELDS)
     raise BadFile(f"{path}:{number}: the fields {', '.join(row)[:120]} are of no known trace; expected one of {wanted}")
+
+
+def _family(name: str, columns: Container[str]) -> str:
+    """Name of a family, with a note where the file says that it is synthetic."""
+    return f"{name}, {plain.SYNTHETIC}" if plain.SYNTHETIC in columns else name

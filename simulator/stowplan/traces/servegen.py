@@ -89,6 +89,9 @@ def read_servegen(path: Path, options: ReadOptions) -> Trace:
     Raises:
         BadFile: unreadable, not laid out as above, or more than 10 million requests.
     """
+    duration = options.duration_s
+    if duration is not None and not (math.isfinite(duration) and duration > 0.0):
+        raise BadFile(f"{path}: {duration:g} s cannot be sampled; give a duration above 0")
     traces: dict[int, str] = {}
     datasets: dict[int, str] = {}
     for client, kind, text in _members(path):
@@ -96,7 +99,7 @@ def read_servegen(path: Path, options: ReadOptions) -> Trace:
     clients = sorted(traces.keys() & datasets.keys())
     if not clients:
         raise BadFile(f"{path}: holds no client with both chunk-N-trace.csv and chunk-N-dataset.json")
-    windows = {client: _windows(path, client, traces[client], options.duration_s) for client in clients}
+    windows = {client: _windows(path, client, traces[client], duration) for client in clients}
     expected = sum(int(found.counts.sum()) for found in windows.values())
     if expected > _MOST_REQUESTS:
         raise BadFile(

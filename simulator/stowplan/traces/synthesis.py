@@ -2,8 +2,9 @@
 
 Two streams add up: conversations, about as many every day, and bursts of programmatic requests. For each, every day has
 its number of requests; they are dealt to hours by the daily shape times a random Gamma factor, which makes whole hours
-busy or idle, balanced so that all days together keep the daily shape; within an hour they arrive with Gamma-distributed gaps; model and lengths are drawn per request. All
-parameters are in ``traces/burstgpt-like.toml`` with how each was fitted.
+busy or idle, balanced so that all days together keep the daily shape; within an hour they arrive with Gamma-distributed
+gaps; model and lengths are drawn per request. All parameters are in ``traces/burstgpt-like.toml`` with how each was
+fitted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Traces as files: CSV or JSON lines in the plain format, or a synthetic log with BurstGPT's columns; gzip by ending.
 
-A file appears in one step, whole or not at all, and has the same bytes for the same trace.
+A file appears in one step, whole or not at all, and has the same bytes for the same trace. What is synthetic says so in
+a column of its own, which `reading` finds again.
 """
 
 from __future__ import annotations
@@ -9,15 +10,29 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stowplan.errors import InputError
+from stowplan.traces.plain import SYNTHETIC
 from stowplan.traces.synthesis import Log
 from stowplan.traces.trace import Trace
 
 _PIECE = 50_000
-BURSTGPT_HEADER = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
+BURSTGPT_HEADER = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type,Synthetic"
+
+
+def check_target(path: Path, endings: Sequence[str] = (".csv", ".jsonl"), *, replace: bool = False) -> None:
+    """Refuse a name that cannot be written, before the work that leads to it.
+
+    Raises:
+        InputError: the name has another ending, or a file is there already and is not to be replaced.
+    """
+    if not path.name.removesuffix(".gz").endswith(tuple(endings)):
+        allowed = ", ".join(f"{ending}{packed}" for ending in endings for packed in ("", ".gz"))
+        raise InputError(f"{path}: the name of a trace to be written ends in one of {allowed}")
+    if path.exists() and not replace:
+        raise InputError(f"{path}: is there already; choose another name, or write over it with --replace")
 
 
 def write_trace(trace: Trace, path: Path, *, replace: bool = False) -> None:
@@ -26,13 +41,8 @@ def write_trace(trace: Trace, path: Path, *, replace: bool = False) -> None:
     Raises:
         InputError: the name has another ending, a file is there already, or it cannot be written.
     """
-    plain = path.name.removesuffix(".gz")
-    if plain.endswith(".jsonl"):
-        _write(path, _json_rows(trace), replace)
-    elif plain.endswith(".csv"):
-        _write(path, _csv_rows(trace), replace)
-    else:
-        raise InputError(f"{path}: a trace is written to a file that ends in .csv, .jsonl, .csv.gz or .jsonl.gz")
+    check_target(path, replace=replace)
+    _write(path, _json_rows(trace) if ".jsonl" in path.suffixes else _csv_rows(trace))
 
 
 def write_log(log: Log, path: Path, *, replace: bool = False) -> None:
@@ -41,14 +51,11 @@ def write_log(log: Log, path: Path, *, replace: bool = False) -> None:
     Raises:
         InputError: the name has another ending, a file is there already, or it cannot be written.
     """
-    if not path.name.removesuffix(".gz").endswith(".csv"):
-        raise InputError(f"{path}: a log is written to a file that ends in .csv or .csv.gz")
-    _write(path, _log_rows(log), replace)
+    check_target(path, (".csv",), replace=replace)
+    _write(path, _log_rows(log))
 
 
-def _write(path: Path, pieces: Iterator[str], replace: bool) -> None:
-    if path.exists() and not replace:
-        raise InputError(f"{path}: is there already; choose another name, or write over it with --replace")
+def _write(path: Path, pieces: Iterator[str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as raw:
@@ -67,6 +74,7 @@ def _write(path: Path, pieces: Iterator[str], replace: bool) -> None:
 def _csv_rows(trace: Trace) -> Iterator[str]:
     extra = ["session"] if trace.session is not None else []
     extra += ["prefix_hashes"] if trace.prefix is not None else []
+    extra += [SYNTHETIC] if SYNTHETIC in trace.origin else []
     yield ",".join(["arrival_s", "prompt_tokens", "output_tokens", *extra]) + "\n"
     for first, last in _pieces(len(trace)):
         columns: list[list[str]] = [
@@ -78,6 +86,8 @@ def _csv_rows(trace: Trace) -> Iterator[str]:
             columns.append([str(value) for value in trace.session[first:last].tolist()])
         if trace.prefix is not None:
             columns.append([" ".join(map(str, trace.prefix.of(row).tolist())) for row in range(first, last)])
+        if SYNTHETIC in trace.origin:
+            columns.append(["1"] * (last - first))
         yield "".join(",".join(fields) + "\n" for fields in zip(*columns, strict=True))
 
 
@@ -94,6 +104,8 @@ def _json_rows(trace: Trace) -> Iterator[str]:
                 fields["session"] = int(trace.session[row])
             if trace.prefix is not None:
                 fields["prefix_hashes"] = trace.prefix.of(row).tolist()
+            if SYNTHETIC in trace.origin:
+                fields[SYNTHETIC] = True
             lines.append(json.dumps(fields) + "\n")
         yield "".join(lines)
 
@@ -104,7 +116,7 @@ def _log_rows(log: Log) -> Iterator[str]:
         columns = (log.arrival_s, log.model, log.prompt_tokens, log.output_tokens, log.log_type)
         rows = zip(*(column[first:last].tolist() for column in columns), strict=True)
         yield "".join(
-            f"{arrival:.15g},{log.models[model]},{prompt},{output},{prompt + output},{log.log_types[kind]}\n"
+            f"{arrival:.15g},{log.models[model]},{prompt},{output},{prompt + output},{log.log_types[kind]},1\n"
             for arrival, model, prompt, output, kind in rows
         )
 
