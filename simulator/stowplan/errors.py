@@ -35,7 +35,8 @@ class UnknownName(InputError):
         self.kind, self.name = kind, name
         candidates = sorted(set(known))
         self.nearest = difflib.get_close_matches(name.lower(), candidates, n=3, cutoff=0.4)
-        hint = f"nearest: {', '.join(self.nearest)}" if self.nearest else f"see `stowplan list {kind}s`"
+        shown = ", ".join(self.nearest or candidates[:8])
+        hint = f"nearest: {shown}" if self.nearest else f"known: {shown}" + (" ..." if len(candidates) > 8 else "")
         super().__init__(f"no {kind} is called '{name}'; {hint}")
 
 

@@ -180,7 +180,9 @@ def assert_order_of_methods(requests: Requests, cost: StaticCost, limits: Limits
     assert best.makespan_s <= min(seconds["bin_packed"], seconds["mixed"])
 
 
-@pytest.mark.parametrize("cost", [MEMORY_BOUND, EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    "cost", [MEMORY_BOUND, pytest.param(EXPERTS, marks=pytest.mark.slow)], ids=["dense", "experts"]
+)
 def test_ten_thousand_lognormal_requests(cost: StaticCost) -> None:
     requests, limits = lognormal(10_000, 7), Limits(65_536, 256)
     started = time.perf_counter()
@@ -192,7 +194,7 @@ def test_ten_thousand_lognormal_requests(cost: StaticCost) -> None:
     assert_order_of_methods(requests, cost, limits, best)
 
 
-@pytest.mark.parametrize("cache_tokens", [16_384, 65_536])
+@pytest.mark.parametrize("cache_tokens", [pytest.param(16_384, marks=pytest.mark.slow), 65_536])
 def test_ten_thousand_chats(cache_tokens: int) -> None:
     requests, limits = sharegpt(10_000), Limits(cache_tokens, 256)
     started = time.perf_counter()
@@ -200,6 +202,14 @@ def test_ten_thousand_chats(cache_tokens: int) -> None:
     assert time.perf_counter() - started < 20
     assert best.gap < 0.03
     assert_order_of_methods(requests, MEMORY_BOUND, limits, best)
+
+
+def test_large_sets_are_dealt_to_shares() -> None:
+    requests, limits = lognormal(21_000, 11), Limits(200_000, 256)
+    best = batch_requests(requests, MEMORY_BOUND, limits)
+    assert best.gap < 0.03
+    served_once(best, requests)
+    assert keeps([list(batch.requests) for batch in best.batches], requests, limits)
 
 
 def test_columns_close_the_gap_where_requests_have_few_shapes() -> None:

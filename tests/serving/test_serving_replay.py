@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.serving.naive_engine import NaiveEngine
 
 from stowplan.errors import InputError, UnknownName
 from stowplan.serving.limits import Limits
 from stowplan.serving.replay import Replay, State, list_schedulers, replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import ChunkTerm, DecodePiece, StepTime
-from tests.serving.naive_engine import NaiveEngine
 
 TICK = 2.0**-20
 """All times are whole multiples of it, so that no sum rounds and ties are real ties."""
@@ -113,3 +114,157 @@ def test_equals_the_oracle(scheduler: str, requests: Requests, step_time: StepTi
     found = replay(requests, step_time, limit, scheduler)
     _assert_conserved(found)
     _assert_equal(found, _oracle(requests, step_time, limit, scheduler))
+
+
+@settings(max_examples=60)
+@given(requests=traces(), step_time=step_times(), limit=limits())
+def test_static_batches_equal_a_step_by_step_run(requests: Requests, step_time: StepTime, limit: Limits) -> None:
+    found = replay(requests, step_time, limit, "static")
+    _assert_conserved(found)
+    rows = [row for row in range(len(requests)) if found.state[row] == State.FINISHED]
+    prompt, output, arrival = requests.prompt_tokens, requests.output_tokens, requests.arrival_s
+    now = 0.0
+    while rows:
+        now = max(now, float(arrival[rows[0]]))
+        members: list[int] = []
+        for row in rows:
+            tried = [*members, row]
+            padded, answer = max(int(prompt[r]) for r in tried), max(int(output[r]) for r in tried)
+            blocks = len(tried) * math.ceil((padded + answer - 1) / limit.block_tokens)
+            fits = len(tried) * padded <= limit.max_batched_tokens and blocks <= limit.kv_blocks - limit.reserve
+            if arrival[row] > now or len(tried) > limit.max_running or (members and not fits):
+                break
+            members = tried
+        rows = rows[len(members) :]
+        count, padded = len(members), max(int(prompt[r]) for r in members)
+        assert all(found.started_s[r] == pytest.approx(now, abs=1e-6) for r in members)
+        now += step_time.seconds(0, 0, [(padded, 0)] * count)
+        assert all(found.first_token_s[r] == pytest.approx(now, abs=1e-6) for r in members)
+        for step in range(max(int(output[r]) for r in members) - 1):
+            now += step_time.seconds(count, count * (padded + step))
+        assert all(found.finished_s[r] == pytest.approx(now, abs=1e-6) for r in members)
+
+
+STEP_TIME = StepTime(
+    body=((1, 0.012), (128, 0.013), (512, 0.03), (8192, 0.45)),
+    logits=((0, 0.0), (256, 0.001)),
+    decode=(DecodePiece(0.0, 1e-6, 4e-8), DecodePiece(300.0, -5e-6, 6e-8)),
+    chunk=(ChunkTerm(None, None, ((2e-10, 1e-9, 0.0, 0.0), (0.0, 4e-8, 0.0, 0.0))),),
+)
+
+
+def _realistic(count: int, rate: float) -> Requests:
+    """Bursty arrivals and long-tailed lengths."""
+    random = np.random.default_rng(7)
+    arrival = np.cumsum(random.gamma(0.25, 4.0 / rate, count))
+    prompt = np.clip(random.lognormal(5.9, 1.0, count), 1, 8000).astype(int)
+    output = np.clip(random.lognormal(5.2, 0.8, count), 1, 4000).astype(int)
+    return Requests.of(arrival, prompt, output)
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize("scheduler", ["continuous", "chunked", "shortest"])
+def test_equals_the_oracle_in_a_preemption_storm(scheduler: str, preemption: str) -> None:
+    requests = _realistic(60, 20.0)
+    limit = Limits(
+        kv_blocks=600,
+        max_running=32,
+        max_batched_tokens=2048,
+        watermark=0.0,
+        preemption="swap" if preemption == "swap" else "recompute",
+        swap_blocks=200,
+        swap_s_per_block=1e-4,
+    )
+    found = replay(requests, STEP_TIME, limit, scheduler)
+    assert found.preemptions.sum() > 20
+    assert (found.swaps > 0) == (preemption == "swap")
+    _assert_conserved(found)
+    _assert_equal(found, _oracle(requests, STEP_TIME, limit, scheduler))
+
+
+@pytest.mark.parametrize("scheduler", list_schedulers())
+def test_conserves_on_a_long_trace_and_repeats_to_the_bit(scheduler: str) -> None:
+    requests = _realistic(3000, 8.0)
+    requests = Requests.of(
+        requests.arrival_s, requests.prompt_tokens, requests.output_tokens, priority=np.arange(3000) % 3
+    )
+    limit = Limits(kv_blocks=1200, max_batched_tokens=2048)
+    found, again = (replay(requests, STEP_TIME, limit, scheduler) for _ in range(2))
+    _assert_conserved(found)
+    assert found.finished_s.tobytes() == again.finished_s.tobytes()
+
+
+def test_too_long_requests_are_counted_and_hold_nobody_up() -> None:
+    requests = Requests.of([0.0, 0.0, 1.0], [16, 1000, 16], [4, 1, 4])
+    found = replay(requests, STEP_TIME, Limits(kv_blocks=10, watermark=0.0))
+    assert found.counts == {"finished": 2, "too_long": 1}
+    assert found.state.tolist() == [State.FINISHED, State.TOO_LONG, State.FINISHED]
+
+
+def test_an_empty_trace_replays() -> None:
+    found = replay(Requests.of([], [], []), STEP_TIME, Limits(kv_blocks=10))
+    assert found.counts == {"finished": 0, "too_long": 0}
+
+
+def test_shortest_first_lowers_the_mean_and_priority_is_obeyed() -> None:
+    arrival, prompt, output = [0.0] * 40, [100] * 40, [400 - 10 * i for i in range(40)]
+    limit = Limits(kv_blocks=4000, max_running=2)
+    first = replay(Requests.of(arrival, prompt, output), STEP_TIME, limit, "continuous")
+    short = replay(Requests.of(arrival, prompt, output), STEP_TIME, limit, "shortest")
+    assert short.finished_s.mean() < 0.9 * first.finished_s.mean()
+    ranked = Requests.of(arrival, prompt, output, priority=range(40, 0, -1))
+    urgent = replay(ranked, STEP_TIME, limit, "priority")
+    assert (np.diff(urgent.started_s) <= 0).all()
+
+
+def test_chunked_prefill_keeps_decodes_going() -> None:
+    requests = Requests.of([0.0, 0.5], [100, 7000], [200, 10])
+    limit = Limits(kv_blocks=2000, max_batched_tokens=8192)
+    whole = replay(requests, STEP_TIME, limit, "continuous")
+    chunks = replay(requests, STEP_TIME, Limits(kv_blocks=2000, max_batched_tokens=256), "chunked")
+    assert chunks.first_token_s[1] > whole.first_token_s[1]
+    assert chunks.passes < 200 + 10 + 7000 // 255 + 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        (([0.0, 2.0, 1.0], [1, 1, 1], [1, 1, 1]), "arrival_s: row 2: 1.0 s is negative, not finite or earlier"),
+        (([0.0, math.nan], [1, 1], [1, 1]), "arrival_s: row 1"),
+        (([-1.0], [1], [1]), "arrival_s: row 0"),
+        (([0.0, 1.0], [1, 0], [1, 1]), "prompt_tokens: row 1: 0 is not a whole number from 1"),
+        (([0.0], [1], [2**40]), "output_tokens: row 0"),
+        (([0.0], [1.5], [1]), "prompt_tokens: row 0: 1.5 is not a whole number"),
+        (([0.0], [1, 2], [1]), r"prompt_tokens: has shape \(2,\)"),
+        (([0.0], ["x"], [1]), "prompt_tokens: holds"),
+        (([[0.0]], [1], [1]), "arrival_s: has 2 dimensions"),
+    ],
+)
+def test_bad_columns_get_a_sentence(columns: tuple[list[float], list[int], list[int]], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Requests.of(*columns)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"kv_blocks": 0}, "kv_blocks: 0 is less than 1"),
+        ({"max_running": 0}, "max_running"),
+        ({"max_batched_tokens": 10}, "must hold one token of every running sequence"),
+        ({"watermark": 1.0}, "watermark"),
+        ({"watermark": math.nan}, "watermark"),
+        ({"swap_s_per_block": math.inf}, "swap_s_per_block"),
+        ({"preemption": "abort"}, "neither recompute nor swap"),
+    ],
+)
+def test_bad_limits_get_a_sentence(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Limits(**{"kv_blocks": 100, **change})
+
+
+def test_unknown_schedulers_and_missing_priorities_get_a_sentence() -> None:
+    requests = Requests.of([0.0], [1], [1])
+    with pytest.raises(UnknownName, match="nearest: continuous"):
+        replay(requests, STEP_TIME, Limits(kv_blocks=10), "continous")
+    with pytest.raises(InputError, match="priority: is missing"):
+        replay(requests, STEP_TIME, Limits(kv_blocks=10), "priority")

@@ -56,7 +56,8 @@ def test_synth_writes_once_and_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("stats", "nothing.csv"), "no trace is called"),
+        (("stats", "nothing.csv"), "there is no such file"),
+        (("stats", "nothing"), "no trace is called"),
         (("stats", "burstgpt-1-first-400", "--from", "1e9"), "no request is left"),
         (("fetch", "burstgpt-like"), "needs no download"),
         (("fetch", "burstgpt", "--url", "ftp://127.0.0.1/x"), "no http or https"),

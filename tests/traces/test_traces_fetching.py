@@ -118,6 +118,9 @@ def test_refusals_have_a_sentence(server: Server, tmp_path: Path) -> None:
         fetch(server.source("missing"), tmp_path / "file.csv")
     with pytest.raises(DownloadFailed, match="connection failed"):
         fetch(Download("http://127.0.0.1:1/none", 10, SHA256), tmp_path / "file.csv")
+    for address in ("http://[::1", "http://", "http://127.0.0.1:port/x", "http://" + "a" * 80 + "/"):
+        with pytest.raises(DownloadFailed, match="connection failed"):
+            fetch(Download(address, 10, SHA256), tmp_path / "file.csv")
     with pytest.raises(InputError, match="no http or https"):
         fetch(Download("file:///etc/hostname", 10, SHA256), tmp_path / "file.csv")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stowplan.cli import listing, planning, predicting, schemas, showing
+from stowplan.cli import batching, listing, planning, predicting, replaying, schemas, showing, traces
 from stowplan.errors import StowplanError
 
 _INTERRUPTED = 130
@@ -74,6 +74,9 @@ def _root(
 app.command("plan", help="The best plan, what limits it, and the command.")(planning.plan)
 app.command("predict", help="What a plan file or a command will do, and why.")(predicting.predict)
 app.command("export", help="The engine's own command of a plan file.")(planning.export)
+app.command("batch", help="A file of requests into batches, for the least time in all.")(batching.batch)
+app.command("replay", help="A trace through a plan: latencies, throughput, goodput.")(replaying.replay)
+app.add_typer(traces.app, name="traces", help="Request traces: list, statistics, synthetic ones, downloads.")
 app.command("list", help="Names of machines, parts, models, mixes, systems.")(listing.list_names)
 app.command("show", help="Facts of one thing, each with where it was read.")(showing.show)
 app.command("schema", help="The JSON schema of plan, prediction or answer.")(schemas.schema)

@@ -33,6 +33,7 @@ from stowplan.planner.batching_levels import level_bound, nondecreasing, prefill
 from stowplan.planner.batching_methods import (
     BASELINES,
     Batches,
+    Fit,
     best_cuts,
     first_fit,
     longest_outputs_first,
@@ -44,6 +45,9 @@ GAP = 5e-3
 
 _LARGE_GAP = 0.02
 """Relative gap above which columns are worth their seconds; where requests have few shapes, columns lose nothing."""
+
+_AT_ONCE = 20_000
+"""Requests that one pass of a rule forms batches of; rules look at every open batch, so larger sets are divided."""
 
 _CLASSES = 48
 _STRATA = (2, 3, 4, 6, 8)
@@ -105,18 +109,20 @@ def batch_requests(requests: Requests, cost: StaticCost, limits: Limits) -> Batc
         return _result("exact", batches, (requests, cost), {"exact": bound}, started)
     bounds = {"levels": level_bound(requests, cost, limits)}
     method, best, seconds = "", Batches(), np.inf
-    for name, batches in _candidates(requests, cost, limits):
+    for name, batches in _divided(requests, cost, limits):
         makespan = _makespan(batches, requests, cost)
         if makespan < seconds:
             method, best, seconds = name, batches, makespan
         if bounds["levels"] >= (1 - GAP) * seconds:
             break
-    classes = length_classes(requests, _CLASSES)
-    if bounds["levels"] < (1 - (GAP if _alike(classes, requests) else _LARGE_GAP)) * seconds:
-        columns = _by_columns(best, bounds["levels"], classes, (requests, cost, limits))
-        bounds["columns"] = columns.bound
-        if columns.batches and _makespan(columns.batches, requests, cost) < seconds:
-            method, best = "columns", columns.batches
+    else:
+        classes = length_classes(requests, _CLASSES)
+        large = len(requests) <= _AT_ONCE and bounds["levels"] < (1 - _LARGE_GAP) * seconds
+        if _alike(classes, requests) or large:
+            columns = _by_columns(best, bounds["levels"], classes, (requests, cost, limits))
+            bounds["columns"] = columns.bound
+            if columns.batches and _makespan(columns.batches, requests, cost) < seconds:
+                method, best = "columns", columns.batches
     return _result(method, best, (requests, cost), bounds, started)
 
 
@@ -137,6 +143,18 @@ def _check(requests: Requests, cost: StaticCost, limits: Limits) -> None:
         raise InputError(
             f"limits: batches of {limits.max_batch} requests are allowed and the cost of a step is known up to "
             f"{len(cost.step_s)}"
+        )
+
+
+def _divided(requests: Requests, cost: StaticCost, limits: Limits) -> Iterator[tuple[str, Batches]]:
+    """Batches by rule; many requests are dealt, longest outputs first, to shares that are solved one by one."""
+    order, count = longest_outputs_first(requests), -(-len(requests) // _AT_ONCE)
+    shares = [order[first::count] for first in range(count)]
+    rules = [_candidates(Requests(requests.prompt[s], requests.output[s]), cost, limits) for s in shares]
+    for found in zip(*rules, strict=True):
+        yield (
+            found[0][0],
+            [share[members].tolist() for share, (_, each) in zip(shares, found, strict=True) for members in each],
         )
 
 

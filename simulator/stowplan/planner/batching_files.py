@@ -26,7 +26,7 @@ SCHEMA = "stowplan.batches/1"
 COLUMNS = ("prompt_tokens", "output_tokens")
 
 _LONGEST_LINE = 2**24
-_MOST_REQUESTS = 2_000_000
+_MOST_REQUESTS = 200_000
 
 
 def read_requests(path: Path) -> Requests:

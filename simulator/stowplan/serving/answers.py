@@ -1,10 +1,11 @@
-"""What users feel: latencies by percentile, throughput, goodput under an objective, load over time, a row per request."""
+"""What users feel: latencies by percentile, throughput, goodput under an objective, load over time."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TextIO
 
@@ -220,5 +221,5 @@ def _write_rows(replay: Replay, file: TextIO) -> None:
 
 def _lines(part: list[list[float]], names: list[str]) -> Iterator[str]:
     for arrival, prompt, output, state, *times, preemptions in zip(*part, strict=True):
-        seconds = ",".join("" if time != time else f"{time:.6f}" for time in times)
+        seconds = ",".join(f"{time:.6f}" if isfinite(time) else "" for time in times)
         yield f"{arrival:.6f},{prompt},{output},{names[int(state)]},{seconds},{preemptions}\n"

@@ -69,7 +69,7 @@ def _chunks(core: Core, begun: _Begun | None) -> list[tuple[_Begun, int]]:
             break
         length = core.length(request)
         blocks = -(-length // size)
-        if free - blocks < limits.reserve:
+        if free - blocks < core.reserve:
             break
         waiting.pop()
         free -= blocks

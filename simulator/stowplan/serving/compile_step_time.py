@@ -1,4 +1,4 @@
-"""From a layer-synchronous plan to its `StepTime`: sample the engine's prices, and find the pieces that they are made of.
+"""From a layer-synchronous plan to its `StepTime`: sample the engine's prices and find the pieces they are made of.
 
 The engine prices uniform steps. A step of decodes and chunks is composed from them: all tokens share one pass over
 the weights (the body at the sum of the tokens), and every sequence pays for its own attention.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -95,7 +96,7 @@ def _knots(value: Callable[[int], float], first: int, last: int, allowance: floa
     if len(grid) == 1:
         grid.append(last + 1)
     kept = {grid[0]}
-    intervals = list(zip(grid, grid[1:], strict=False))
+    intervals = list(pairwise(grid))
     while intervals:
         low, high = intervals.pop()
         kept.add(high)
@@ -111,7 +112,7 @@ def _knots(value: Callable[[int], float], first: int, last: int, allowance: floa
 def _decode_pieces(knots: Knots) -> tuple[DecodePiece, ...]:
     """Lines through neighbouring knots of one sequence's attention, like neighbours joined."""
     pieces: list[DecodePiece] = []
-    for (left, low), (right, high) in zip(knots, knots[1:], strict=False):
+    for (left, low), (right, high) in pairwise(knots):
         slope = (high - low) / (right - left)
         if pieces and abs(slope - pieces[-1].per_token) <= _EXACT * abs(slope):
             continue

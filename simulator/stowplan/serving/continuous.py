@@ -8,27 +8,37 @@ wait to come back.
 
 from __future__ import annotations
 
+from math import inf
+
 from stowplan.serving.core import Core
 from stowplan.serving.fast_lane import run_fast_lane
 from stowplan.serving.queues import FirstCome
+
+_CALM_ROUNDS = 8
+"""Rounds without a preemption after which the fast lane pays for itself."""
 
 
 def run_continuous(core: Core) -> None:
     """Run until every request has finished."""
     waiting = core.waiting
+    lane = waiting if isinstance(waiting, FirstCome) else None
+    calm = _CALM_ROUNDS
     while True:
-        if isinstance(waiting, FirstCome) and not waiting.back and not core.swapped:
-            run_fast_lane(core, waiting)
+        if lane is not None and calm >= _CALM_ROUNDS and not lane.back and not core.swapped:
+            run_fast_lane(core, lane)
+        calm += 1
         if not core.swapped and _prefill(core):
             continue
         if core.batch or core.swapped:
             copies = core.make_room()
-            if copies is None and core.swapped:
+            if copies is not None:
+                calm = 0
+            elif core.swapped:
                 copies = core.bring_back(core.batch)
             core.decode(copies)
             continue
         arrival = waiting.next_arrival()
-        if arrival == float("inf"):
+        if arrival == inf:
             return
         core.now = max(core.now, arrival)
 
@@ -39,7 +49,7 @@ def _prefill(core: Core) -> bool:
     request = waiting.head(now)
     if request < 0:
         return False
-    size, reserve, room = limits.block_tokens, limits.reserve, limits.max_running - core.batch
+    size, reserve, room = limits.block_tokens, core.reserve, limits.max_running - core.batch
     admitted: list[tuple[int, int]] = []
     tokens, attention, free = 0, 0.0, core.free
     while request >= 0 and len(admitted) < room:

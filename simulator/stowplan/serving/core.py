@@ -61,12 +61,14 @@ class Core:
         self.prompt_attention = step_time.prompt_table(longest)
         self.chunk_attention = step_time.chunk_attention
         self.piece_ends = [*(piece.start for piece in step_time.decode[1:]), inf]
+        self.piece_sequence = [piece.per_sequence for piece in step_time.decode]
         # seconds of a decode step that do not depend on the context, by piece and sequences
         self.piece_fixed = [
             [self.body[b] + self.logits[b] + piece.per_sequence * b for b in range(limits.max_running + 1)]
             for piece in step_time.decode
         ]
         self.piece_token = [piece.per_token for piece in step_time.decode]
+        self.reserve = limits.reserve
         self.now = 0.0
         self.batch = self.context = self.steps = self.passes = 0
         self.free = self.lowest_free = limits.kv_blocks
@@ -186,7 +188,7 @@ class Core:
             blocks = limits.blocks(cached)
             # tokens that the others store in this step come first
             due = self.phase[self.steps % limits.block_tokens]
-            if self.free - due - limits.blocks(cached + 1) < limits.reserve:
+            if self.free - due - limits.blocks(cached + 1) < self.reserve:
                 break
             self.swapped.pop()
             del self.made[request]
@@ -278,8 +280,7 @@ class Core:
         mean, piece, ends = context / batch, 0, self.piece_ends
         while mean >= ends[piece]:
             piece += 1
-        alone = self.body[batch] + self.logits[batch]
-        return self.piece_fixed[piece][batch] - alone + self.piece_token[piece] * context
+        return self.piece_sequence[piece] * batch + self.piece_token[piece] * context
 
 
 def steps_within_blocks(phase: Sequence[int], steps: int, free: int, batch: int, most: int) -> int:
@@ -296,9 +297,10 @@ def steps_within_blocks(phase: Sequence[int], steps: int, free: int, batch: int,
 
 
 def steps_until(moment: float, now: float, step_s: float, half_growth: float, most: int) -> int:
-    """The first of up to `most` step boundaries at or after `moment`; step j ends at now + j (step_s + half_growth (j - 1)).
+    """The first of up to `most` step boundaries at or after `moment`; the last one if none is.
 
-    The root of the quadratic is a guess; the comparisons that decide are those of the times themselves.
+    Step j ends at ``now + j (step_s + half_growth (j - 1))``. The root of the quadratic is a guess; the comparisons that
+    decide are those of the times themselves.
     """
     linear = step_s - half_growth
     root = linear + sqrt(max(0.0, linear * linear + 4.0 * half_growth * (moment - now)))

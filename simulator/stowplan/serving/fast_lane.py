@@ -49,7 +49,7 @@ def _restore(core: Core, entered: int) -> None:
 
 def _advance(core: Core, waiting: FirstCome) -> None:
     limits = core.limits
-    size, reserve, max_running = limits.block_tokens, limits.reserve, limits.max_running
+    size, reserve, max_running = limits.block_tokens, core.reserve, limits.max_running
     budget, round_up, bits = limits.max_batched_tokens, limits.block_tokens - 1, core.bits
     mask = (1 << bits) - 1
     prompt, output, full, arrival = core.prompt, core.output, core.full, waiting.arrival

@@ -6,11 +6,11 @@ takes ::
     body(b + sum q) + logits(rows) + max_i (a_i b + s_i S) + sum over chunks of attention(q, p)
 
 *body* is everything that depends on the number of tokens alone: weights, experts, copies, launches. *logits* is the
-output matrix and the sampling of the sequences that emit a token. The two attention terms are what attention costs above
-that of as many tokens without a past: linear in the sequences and in their context for decode (in pieces, where another
-resource binds), and for a chunk the largest of a few linear functions of its query-key pairs ``q p + q (q + 1) / 2``, its
-cached tokens ``p + q`` and its tokens ``q``. A sliding window bounds the pairs and the cached tokens; in decode it is
-applied to the mean context, which for unlike contexts costs a little too much.
+output matrix and the sampling of the sequences that emit a token. The two attention terms are what attention costs
+above that of as many tokens without a past: linear in the sequences and in their context for decode (in pieces, where
+another resource binds), and for a chunk the largest of a few linear functions of its query-key pairs
+``q p + q (q + 1) / 2``, its cached tokens ``p + q`` and its tokens ``q``. A sliding window bounds the pairs and the
+cached tokens; in decode it is applied to the mean context, which for unlike contexts costs a little too much.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from stowplan.errors import InputError
 from stowplan.traces.catalogue import Download
@@ -55,7 +54,7 @@ def fetch(source: Download, target: Path, *, replace: bool = False, progress: Pr
         InputError: another file of that name is there, or the folder cannot be written.
         DownloadFailed: the server refuses, the connection breaks, or the content is not the published one.
     """
-    if urlsplit(source.url).scheme not in ("http", "https"):
+    if not source.url.lower().startswith(("http://", "https://")):
         raise InputError(f"{source.url}: is no http or https address")
     part = target.with_name(f"{target.name}.part")
     try:
@@ -84,11 +83,12 @@ def _already_there(source: Download, target: Path) -> Fetched:
 
 def _load(source: Download, part: Path, kept: int, progress: Progress | None) -> tuple[int, int]:
     """Append the rest of the file to the part; bytes kept (none where the server cannot resume) and bytes loaded."""
-    request = urllib.request.Request(source.url, headers={"User-Agent": "stowplan", "Accept-Encoding": "identity"})
+    headers = {"User-Agent": "stowplan", "Accept-Encoding": "identity"}
     if kept:
-        request.add_header("Range", f"bytes={kept}-")
+        headers["Range"] = f"bytes={kept}-"
     loaded = 0
     try:
+        request = urllib.request.Request(source.url, headers=headers)
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             if kept and not _resumes(answer, kept):
                 kept = 0
@@ -105,7 +105,7 @@ def _load(source: Download, part: Path, kept: int, progress: Progress | None) ->
         if error.code == _RANGE_NOT_SATISFIABLE:
             raise _unlike(source, part, f"it is shorter than the {kept:,} bytes that are here") from error
         raise DownloadFailed(f"{source.url}: the server answers {error.code} ({error.reason})") from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         here = part.stat().st_size if part.exists() else 0
         raise DownloadFailed(

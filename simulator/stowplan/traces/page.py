@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from stowplan.traces.stats import Statistics
 from stowplan.traces.trace import Floats, Trace
 
 _WIDTH, _HEIGHT = 720, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 12, 36
 _WINDOWS = 360
 _POINTS = 240
 _WORTH_A_PLOT = 1.1
@@ -39,7 +40,7 @@ def page(trace: Trace, found: Statistics) -> str:
     parts = [
         f"<h1>{html.escape(found.name)}</h1><p>{html.escape(found.origin)}</p>",
         _facts(found),
-        f"<h2>Requests per second, mean of {width:.3g} s</h2>",
+        f"<h2>Requests per second, mean of {_duration(width)}</h2>",
         _plot([("requests/s", times, rates)], f"{unit} since the first request", logarithmic=False)
         if trace.duration_s > 0.0
         else "<p>All requests arrive at once.</p>",
@@ -58,6 +59,10 @@ def page(trace: Trace, found: Statistics) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"</head><body>{''.join(parts)}</body></html>\n"
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.3g} s"
 
 
 def _facts(found: Statistics) -> str:
@@ -97,6 +102,14 @@ def _plot(curves: Sequence[Curve], label: str, *, logarithmic: bool = True) -> s
 
     floor = _HEIGHT - _BOTTOM
     parts = []
+    for value in _ticks(0.0, top):
+        height = floor - value / top * (floor - _TOP)
+        parts.append(f'<path d="M{_LEFT} {height:.1f}H{_WIDTH - _RIGHT}" stroke="#d0d7de"/>')
+        parts.append(_text(_LEFT - 6, height + 4, f"{value:g}", "#57606a", "end"))
+    for value in _decades(least, most) if logarithmic else _ticks(least, most):
+        at = _LEFT + (value - least) / span * (_WIDTH - _LEFT - _RIGHT)
+        parts.append(f'<path d="M{at:.1f} {floor}v4" stroke="#57606a"/>')
+        parts.append(_text(at, floor + 16, f"{10.0**value:,.6g}" if logarithmic else f"{value:g}", "#57606a", "middle"))
     for number, (name, across, up) in enumerate(curves):
         heights = floor - up / top * (floor - _TOP)
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(right(across), heights, strict=True))
@@ -104,17 +117,23 @@ def _plot(curves: Sequence[Curve], label: str, *, logarithmic: bool = True) -> s
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         if len(curves) > 1:
             parts.append(_text(_LEFT + 10, _TOP + 14 + 16 * number, name, colour, "start"))
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = least + share * span
-        at = _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-        parts.append(_text(at, floor + 15, f"{10.0**value if logarithmic else value:.3g}", "#57606a", "middle"))
-        height = floor - share * (floor - _TOP)
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}" stroke="#d0d7de"/>'
-        )
-        parts.append(_text(_LEFT - 6, height + 4, f"{share * top:.3g}", "#57606a", "end"))
-    parts.append(_text((_LEFT + _WIDTH) / 2, _HEIGHT - 4, label, "#57606a", "middle"))
+    parts.append(_text((_LEFT + _WIDTH) / 2, _HEIGHT - 2, label, "#57606a", "middle"))
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """Round values within a range, three to seven of them."""
+    span = max(most - least, 1e-12)
+    size = 10.0 ** math.floor(math.log10(span / 3.0))
+    step = next(size * each for each in (1, 2, 5, 10) if span / (size * each) <= 6.0)
+    first = math.ceil(least / step - 1e-9)
+    return [round(step * number, 12) for number in range(first, first + 8) if step * number <= most + 1e-9 * span]
+
+
+def _decades(least: float, most: float) -> list[float]:
+    """Powers of ten within a range of logarithms, by exponent; its ends where it holds fewer than two."""
+    found = [float(each) for each in range(math.ceil(least - 1e-9), math.floor(most + 1e-9) + 1)]
+    return found if len(found) > 1 else [least, most]
 
 
 def _text(across: float, down: float, text: str, colour: str, anchor: str) -> str:

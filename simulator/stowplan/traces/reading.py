@@ -28,7 +28,7 @@ def load_trace(name: str, options: ReadOptions | None = None) -> Trace:
         InputError: the file cannot be read as a trace.
     """
     chosen = options or ReadOptions()
-    if os.path.exists(name):  # unlike Path.exists, False for names that no file can have
+    if os.path.exists(name) or os.sep in name or Path(name).suffix:
         return read_trace(Path(name), chosen)
     entry = find(name)
     if entry.kind == "generator":
@@ -48,7 +48,7 @@ def read_trace(path: Path, options: ReadOptions | None = None) -> Trace:
         InputError: no request is left.
     """
     chosen = options or ReadOptions()
-    if not os.path.exists(path):
+    if not os.path.exists(path):  # unlike Path.exists, False for names that no file can have
         names = ", ".join(sorted(catalogue()))
         raise BadFile(f"{path}: there is no such file; known names are {names}")
     if is_servegen(path):
