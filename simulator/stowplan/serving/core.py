@@ -299,8 +299,8 @@ def steps_within_blocks(phase: Sequence[int], steps: int, free: int, batch: int,
 def steps_until(moment: float, now: float, step_s: float, half_growth: float, most: int) -> int:
     """The first of up to `most` step boundaries at or after `moment`; the last one if none is.
 
-    Step j ends at ``now + j (step_s + half_growth (j - 1))``. The root of the quadratic is a guess; the comparisons that
-    decide are those of the times themselves.
+    Step j ends at ``now + j (step_s + half_growth (j - 1))``. The root of the quadratic is a guess; the comparisons
+    that decide are those of the times themselves.
     """
     linear = step_s - half_growth
     root = linear + sqrt(max(0.0, linear * linear + 4.0 * half_growth * (moment - now)))
