@@ -16,6 +16,7 @@ from stowplan.planner.batching import Batching, batch_requests, compare
 from stowplan.planner.batching_classes import length_classes, view
 from stowplan.planner.batching_columns import Master, filled
 from stowplan.planner.batching_costs import Limits, Requests, StaticCost, fixed_seconds
+from stowplan.planner.batching_exact import feasible_batches
 from stowplan.planner.batching_levels import convex_envelope, fewest_batches, level_bound, nondecreasing, prefill_bound
 from stowplan.planner.batching_methods import BASELINES, best_cuts, first_fit, longest_outputs_first, stratified
 from stowplan.planner.batching_run import run_batches
@@ -88,6 +89,30 @@ def test_few_requests_are_solved_exactly(problem: tuple[Requests, StaticCost, Li
     assert found.gap < 1e-5
     served_once(found, requests)
     assert keeps([list(batch.requests) for batch in found.batches], requests, limits)
+
+
+def test_twelve_requests_are_solved_with_a_closed_gap() -> None:
+    """The least over all subsets, by dynamic programming over them."""
+    draw = np.random.default_rng(1)
+    for cost in (MEMORY_BOUND, EXPERTS):
+        requests = Requests.of(draw.integers(1, 900, 12).tolist(), draw.integers(1, 600, 12).tolist())
+        limits = Limits(int(requests.reserved.max()) + 900, 12)
+        seconds = {sum(1 << i for i in c.members): c.seconds for c in feasible_batches(requests, cost, limits)}
+        least = [0.0] + [np.inf] * (2**12 - 1)
+        for served in range(1, 2**12):
+            last = served.bit_length() - 1
+            rest = served & ~(1 << last)
+            part = rest
+            while True:  # every subset of the rest, with the last request
+                batch = part | 1 << last
+                if batch in seconds:
+                    least[served] = min(least[served], least[served ^ batch] + seconds[batch])
+                if not part:
+                    break
+                part = (part - 1) & rest
+        found = batch_requests(requests, cost, limits)
+        assert found.makespan_s == pytest.approx(least[-1], rel=1e-9)
+        assert found.gap < 1e-6
 
 
 @given(problems())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from stowplan.report.words import WHOLE, place
 from stowplan.units import format_bytes, format_rate
 
 if TYPE_CHECKING:
@@ -18,30 +19,14 @@ _DEVICE = {
     "h2d": "link from host",
     "d2h": "link to host",
 }
-_WHOLE = {
-    "host.dram": "host DRAM",
-    "host.cores": "CPU cores",
-    "disk.faults": "page faults from SSD",
-    "disk.read": "SSD reads",
-    "disk.write": "SSD writes",
-    "overhead": "launches and synchronisation",
-    "peer": "copies between GPUs",
-}
 
 
 def resource(name: str, gpus: int = 1) -> str:
     """A resource in plain words: ``host.dram`` is 'host DRAM', ``gpu1.hbm`` 'GPU 1 memory'."""
-    if name in _WHOLE:
-        return _WHOLE[name]
+    if name in WHOLE:
+        return WHOLE[name]
     device, _, what = name.partition(".")
     return f"{place(device, gpus)} {_DEVICE[what]}" if what in _DEVICE else name
-
-
-def place(name: str, gpus: int = 1) -> str:
-    """A tier in plain words: GPU, GPU 1, RAM, SSD."""
-    if name.startswith("gpu") and name[3:].isdecimal():
-        return "GPU" if gpus <= 1 else f"GPU {name[3:]}"
-    return {"ram": "RAM", "disk": "SSD"}.get(name, name)
 
 
 def limit(prediction: Prediction, rates: Mapping[str, float], held_in_ram: str, gpus: int) -> str:

@@ -61,7 +61,10 @@ def solve_exactly(requests: Requests, cost: StaticCost, limits: Limits) -> tuple
     batches = [
         list(column.members) for column, x in zip(columns, formed, strict=True) if round(float(x.value() or 0.0))
     ]
-    return batches, float(problem.solverModel.getInfo().mip_dual_bound) * unit
+    info = (
+        problem.solverModel.getInfo()
+    )  # its own dual bound may be stale when presolve ends the search; its gap is not
+    return batches, float(info.objective_function_value) * (1.0 - float(info.mip_gap)) * unit
 
 
 def _objective(

@@ -10,7 +10,7 @@ from stowplan.units import format_rate
 _DEVICE = {"hbm": "memory", "compute": "kernels"}
 _ROUNDS_UP = 0.9995  # three digits write anything from here on as 1
 _LINKS = {"h2d": "copies to", "d2h": "copies from"}
-_WHOLE = {
+WHOLE = {
     "host.dram": "host DRAM",
     "host.cores": "CPU cores",
     "disk.faults": "page faults from SSD",
@@ -48,7 +48,7 @@ def interval(found: Interval, scale: float = 1.0) -> str:
     return f"{three(found.low * scale)} – {three(found.high * scale)}"
 
 
-def place(name: str, gpus: int) -> str:
+def place(name: str, gpus: int = 1) -> str:
     """A tier: GPU, GPU 1, RAM, SSD."""
     if name.startswith("gpu") and name[3:].isdecimal():
         return "GPU" if gpus <= 1 else f"GPU {name[3:]}"
@@ -57,8 +57,8 @@ def place(name: str, gpus: int) -> str:
 
 def resource(name: str, gpus: int) -> str:
     """A resource: 'host DRAM', 'GPU 1 memory'."""
-    if name in _WHOLE:
-        return _WHOLE[name]
+    if name in WHOLE:
+        return WHOLE[name]
     device, _, what = name.partition(".")
     if what in _LINKS:
         return f"{_LINKS[what]} {_the(device, gpus)}"
