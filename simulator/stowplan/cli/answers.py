@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from stowplan.cli import words
 from stowplan.cli.placement import held_in_ram, placement_table
 from stowplan.cli.tables import WIDTH, Line, blocks, labelled, paragraph, table
+from stowplan.report.words import place
 from stowplan.units import format_bytes
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def worth(planned: Planned, objective: Objective, gpus: int) -> list[Line]:
     entries = []
     for tier, per_byte in planned.worth.items():
         saved = 100 * per_byte * _GIB / planned.cost if planned.cost else 0.0
-        name = "GPU memory" if gpus == 1 and tier == "gpu0" else words.place(tier, gpus)
+        name = "GPU memory" if gpus == 1 and tier == "gpu0" else place(tier, gpus)
         entries.append(f"{name} {f'{saved:.1f} %' if saved >= 0.05 else 'nothing'}")
     if not entries or len(entries) > 5:
         return []

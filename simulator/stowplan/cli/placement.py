@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from stowplan.cli import words
 from stowplan.cli.tables import Line, table
+from stowplan.report.words import place
 
 if TYPE_CHECKING:
     from stowplan.plan import Place, Plan
@@ -28,7 +29,7 @@ def placement_table(setup: Setup, plan: Plan) -> list[Line]:
     places = _places(setup, layers, plan)
     rows = [[label, *_cells(layers, part, places)] for label, part in _parts(setup, plan, layers)]
     rows += _outside_layers(plan, places)
-    shown = [words.place(name, len(setup.gpus)) for name in places]
+    shown = [place(name, len(setup.gpus)) for name in places]
     if len(setup.gpus) > _MOST_GPU_COLUMNS:
         shown, rows = _gpus_together(places, rows)
     return table(["where it lives", *shown], [[cell or "-" for cell in row] for row in rows])
@@ -119,7 +120,7 @@ def _gpus_together(places: Sequence[str], rows: list[list[str]]) -> tuple[list[s
     for row in rows:
         cells = [row[index] for index in gpus if row[index]]
         joined.append([row[0], _added(cells), *(row[index] for index in others)])
-    return [f"{len(gpus)} GPUs", *(words.place(places[index - 1]) for index in others)], joined
+    return [f"{len(gpus)} GPUs", *(place(places[index - 1]) for index in others)], joined
 
 
 def _added(cells: Sequence[str]) -> str:
