@@ -37,8 +37,9 @@ def step_times(draw: st.DrawFn) -> StepTime:
             steeper = draw(_ticks(0, 400))
             sequence, token = sequence - steeper * start, token + steeper
         pieces.append(DecodePiece(float(start), sequence, token))
-    piece = st.tuples(_ticks(0, 20), _ticks(0, 100), _ticks(-50, 100))
-    term = st.builds(ChunkTerm, st.none() | st.integers(1, 40), st.lists(piece, min_size=1, max_size=3).map(tuple))
+    piece = st.tuples(_ticks(0, 20), _ticks(0, 100), _ticks(-50, 100), _ticks(0, 200))
+    window = st.none() | st.integers(1, 40)
+    term = st.builds(ChunkTerm, window, window, st.lists(piece, min_size=1, max_size=3).map(tuple))
     terms = tuple(draw(st.lists(term, max_size=2)))
     return StepTime(body, ((0, 0.0), (1, draw(_ticks(0, 5000)))), tuple(pieces), terms)
 
@@ -176,7 +177,7 @@ def test_equals_the_oracle_in_a_preemption_storm(scheduler: str, preemption: str
         swap_s_per_block=1e-4,
     )
     found = replay(requests, STEP_TIME, limit, scheduler)
-    assert found.preemptions.sum() > 20
+    assert found.preemptions.sum() > 10
     assert (found.swaps > 0) == (preemption == "swap")
     _assert_conserved(found)
     _assert_equal(found, _oracle(requests, STEP_TIME, limit, scheduler))

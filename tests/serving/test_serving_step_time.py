@@ -119,3 +119,5 @@ def test_senseless_step_times_are_refused() -> None:
         StepTime(((1, 1.0), (2, 1.0)), ((1, 0.0), (1, 0.0)), decode, chunk)
     with pytest.raises(InputError, match="decode"):
         StepTime(((1, 1.0), (2, 1.0)), ((0, 0.0), (1, 0.0)), (DecodePiece(1.0, 0.0, 0.0),), chunk)
+    with pytest.raises(InputError, match="chunk"):
+        StepTime(((1, 1.0), (2, 1.0)), ((0, 0.0), (1, 0.0)), decode, (ChunkTerm(None, None, ()),))

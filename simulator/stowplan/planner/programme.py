@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import pulp
 
@@ -233,10 +234,13 @@ def _solver(name: str) -> pulp.LpSolver:
 
 
 def _dual_bound(problem: pulp.LpProblem, objective: float, solver: str) -> float:
+    """The proven bound. HiGHS leaves its dual bound stale when presolve ends the search; its gap is right then too."""
     if solver == "cbc":  # CBC reports no bound through PuLP; it stops at the gap
         return objective * (1.0 - GAP)
-    bound = float(problem.solverModel.getInfo().mip_dual_bound)
-    return min(bound, objective)
+    info = problem.solverModel.getInfo()
+    gap = float(info.mip_gap)
+    by_gap = objective - gap * abs(objective) if isfinite(gap) else float(info.mip_dual_bound)
+    return min(max(by_gap, float(info.mip_dual_bound)), objective)
 
 
 def _spread(data: Placement, counts: Sequence[Sequence[int]]) -> list[LayerPlaces]:

@@ -88,6 +88,8 @@ class StepTime:
         starts = [piece.start for piece in self.decode]
         if not starts or starts[0] != 0.0 or starts != sorted(set(starts)):
             raise InputError("step time: decode: needs pieces that start at 0 and rise")
+        if not all(term.pieces for term in self.chunk):
+            raise InputError("step time: chunk: needs one or more pieces in every term")
 
     def decode_piece(self, batch: int, context: int) -> DecodePiece:
         """The piece that holds for `batch` sequences with `context` cached tokens between them."""
