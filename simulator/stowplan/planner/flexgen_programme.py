@@ -19,6 +19,7 @@ import pulp
 
 from stowplan.errors import NotExpressible
 from stowplan.plan import Solver
+from stowplan.planner.programme import proven_bound
 from stowplan.systems.base import RAM
 from stowplan.systems.flexgen_policy import GPU, FlexgenSettings
 
@@ -176,7 +177,7 @@ def solve(block: Block) -> tuple[FlexgenSettings, Solver] | None:
     objective = pulp.value(problem.objective)
     if objective is None:
         raise NotExpressible(f"the solver found no FlexGen policy within {_TIME_LIMIT_S:.0f} s; try fewer block shapes")
-    bound = min(float(problem.solverModel.getInfo().mip_dual_bound), objective)
+    bound = proven_bound(problem, objective, "highs")
     solver = Solver(
         name="highs",
         status=status,

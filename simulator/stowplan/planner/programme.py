@@ -186,7 +186,7 @@ def solve(data: Placement, *, solver: str = "highs") -> Solved | None:
     if pulp.LpStatus[status] != "Optimal":
         return None
     objective = float(pulp.value(programme.problem.objective) or 0.0)
-    bound = _dual_bound(programme.problem, objective, solver)
+    bound = proven_bound(programme.problem, objective, solver)
     report = Solver(
         name=solver,
         status="optimal" if objective - bound <= GAP * max(objective, 1e-12) * 1.01 else "feasible",
@@ -233,14 +233,14 @@ def _solver(name: str) -> pulp.LpSolver:
     return pulp.HiGHS(msg=False, gapRel=GAP, timeLimit=_TIME_LIMIT_S, threads=1, random_seed=0)
 
 
-def _dual_bound(problem: pulp.LpProblem, objective: float, solver: str) -> float:
+def proven_bound(problem: pulp.LpProblem, objective: float, solver: str) -> float:
     """The proven bound. HiGHS leaves its dual bound stale when presolve ends the search; its gap is right then too."""
     if solver == "cbc":  # CBC reports no bound through PuLP; it stops at the gap
         return objective * (1.0 - GAP)
     info = problem.solverModel.getInfo()
     gap = float(info.mip_gap)
-    by_gap = objective - gap * abs(objective) if isfinite(gap) else float(info.mip_dual_bound)
-    return min(max(by_gap, float(info.mip_dual_bound)), objective)
+    by_gap = objective - gap * abs(objective) if isfinite(gap) else float(info.mipproven_bound)
+    return min(max(by_gap, float(info.mipproven_bound)), objective)
 
 
 def _spread(data: Placement, counts: Sequence[Sequence[int]]) -> list[LayerPlaces]:
