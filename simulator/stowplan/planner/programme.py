@@ -239,8 +239,8 @@ def proven_bound(problem: pulp.LpProblem, objective: float, solver: str) -> floa
         return objective * (1.0 - GAP)
     info = problem.solverModel.getInfo()
     gap = float(info.mip_gap)
-    by_gap = objective - gap * abs(objective) if isfinite(gap) else float(info.mipproven_bound)
-    return min(max(by_gap, float(info.mipproven_bound)), objective)
+    by_gap = objective - gap * abs(objective) if isfinite(gap) else float(info.mip_dual_bound)
+    return min(max(by_gap, float(info.mip_dual_bound)), objective)
 
 
 def _spread(data: Placement, counts: Sequence[Sequence[int]]) -> list[LayerPlaces]:
