@@ -15,6 +15,7 @@ from stowplan.systems.base import Evaluation, Setup, System
 
 _Z80 = 1.2815515655446004  # 90th percentile of the normal distribution: an 80 % interval is +-1.28 deviations wide
 _NEGLIGIBLE = 1e-4
+_MINOR = 2e-3  # a resource that limits less of a step than this cannot move its time
 
 
 def make_setup(machine: Machine, model: Model, system: System, variant: str | None = None) -> Setup:
@@ -99,9 +100,14 @@ def _moves(setup: Setup, plan: Plan, system: System, base: Evaluation) -> Iterat
 
 
 def _relevant(figures: Figures, engine: str, base: Evaluation) -> Iterator[str]:
-    """Figures that can move the times: those of resources that limit some task."""
-    limiting = {name.split(".")[0] for name in (*base.decode_shares, *base.prefill_shares)}
-    limiting |= {*base.decode_shares, *base.prefill_shares}
+    """Figures that can move the times: those of resources that limit a noticeable part of a step."""
+    named = {
+        name
+        for shares in (base.decode_shares, base.prefill_shares)
+        for name, seconds in shares.items()
+        if seconds > _MINOR * sum(shares.values())
+    }
+    limiting = named | {name.split(".")[0] for name in named}
     computes = any(name.endswith(".compute") for name in limiting)
     cores = "host.cores" in limiting
     for name in figures:

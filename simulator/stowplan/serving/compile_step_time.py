@@ -64,7 +64,7 @@ def compile_step_time(
     body = _knots(lambda tokens: tokens_alone(tokens) + step_overhead_s, 1, span.tokens, 0.0)
     logits = _knots(lambda rows: tokens_alone(span.batch, rows) - base, 1, span.batch, _TOLERANCE * base)
     without = price(Step(1, ((0, 1),), 0))
-    decode = _knots(lambda context: price(Step(1, ((context, 1),), 0)) - without, 0, span.context, _EXACT * without)
+    decode = _knots(lambda context: price(Step(1, ((context, 1),), 0)) - without, 1, span.context, _EXACT * without)
     compiled = StepTime(
         body=body,
         logits=((0, 0.0), *logits),
@@ -110,7 +110,7 @@ def _knots(value: Callable[[int], float], first: int, last: int, allowance: floa
 
 
 def _decode_pieces(knots: Knots) -> tuple[DecodePiece, ...]:
-    """Lines through neighbouring knots of one sequence's attention, like neighbours joined."""
+    """Lines through neighbouring knots of one sequence's attention, like neighbours joined; the first holds from 0."""
     pieces: list[DecodePiece] = []
     for (left, low), (right, high) in pairwise(knots):
         slope = (high - low) / (right - left)
@@ -118,7 +118,7 @@ def _decode_pieces(knots: Knots) -> tuple[DecodePiece, ...]:
             continue
         if pieces:  # start where the two lines meet, so that the whole stays continuous
             low = pieces[-1].per_sequence + pieces[-1].per_token * left
-        pieces.append(DecodePiece(float(left), low - slope * left, slope))
+        pieces.append(DecodePiece(float(left) if pieces else 0.0, low - slope * left, slope))
     return tuple(pieces)
 
 

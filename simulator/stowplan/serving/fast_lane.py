@@ -8,7 +8,7 @@ lane does what they do; it gives the state back as soon as blocks run short, and
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from math import ceil, inf
+from math import ceil, inf, sqrt
 
 from stowplan.serving.core import Core, steps_until, steps_within_blocks
 from stowplan.serving.queues import FirstCome
@@ -126,8 +126,15 @@ def _advance(core: Core, waiting: FirstCome) -> None:
             half = 0.5 * growth * batch
             until = now + run * (step_s + half * (run - 1))
             if change < until:
-                run = steps_until(change, now, step_s, half, run)
-                until = now + run * (step_s + half * (run - 1))
+                # the root of `steps_until`, kept where the times on both sides of it confirm it
+                wait, linear = change - now, step_s - half
+                square = linear * linear + 4.0 * half * wait
+                guess = ceil(2.0 * wait / (linear + sqrt(square))) if square > 0.0 and linear > 0.0 else run
+                until = now + guess * (step_s + half * (guess - 1))
+                if until < change or guess > run or now + (guess - 1) * (step_s + half * (guess - 2)) >= change:
+                    guess = steps_until(change, now, step_s, half, run)
+                    until = now + guess * (step_s + half * (guess - 1))
+                run = guess
             now = until
             steps += run
             context += batch * run
@@ -135,7 +142,9 @@ def _advance(core: Core, waiting: FirstCome) -> None:
                 free -= run // size * batch
                 run %= size
             run += start
-            free -= sum(phase[start:run]) if run <= size else sum(phase[start:]) + sum(phase[: run - size])
+            free -= sum(phase[start:run])
+            if run > size:
+                free -= sum(phase[: run - size])
         if steps == due:
             lowest = lowest if lowest < free else free
             beyond = (due + 1) << bits

@@ -312,12 +312,20 @@ class LlamaCpp:
     title = "llama.cpp"
     kernels = "llama.cpp"
 
+    def __init__(self) -> None:
+        self._placed: tuple[Plan, int, list[LayerPlaces]] | None = None  # a prediction reads one plan many times
+
     def placement(self, setup: Setup, plan: Plan) -> list[LayerPlaces]:
         """Places of every layer that a plan states.
 
         Raises:
             NotExpressible: a part without a place, in several places, or on a device that the machine lacks.
         """
+        if self._placed is None or self._placed[0] is not plan or self._placed[1] != len(setup.machine.gpus):
+            self._placed = (plan, len(setup.machine.gpus), self._read_placement(setup, plan))
+        return self._placed[2]
+
+    def _read_placement(self, setup: Setup, plan: Plan) -> list[LayerPlaces]:
         known = {RAM} | {f"gpu{i}" for i in setup.gpus}
         for name, edge in (("embedding", plan.embedding), ("output", plan.output)):
             if edge not in known:
