@@ -177,9 +177,9 @@ class Layer:
     tensors: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A model as it would be stored.
+    """A model as it would be stored; compared by identity, for one is thousands of tensors.
 
     Attributes:
         key: stable kebab-case name, or the stem of the user's file.

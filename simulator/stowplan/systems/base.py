@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 from stowplan.engine.graph import Graph
@@ -42,6 +43,7 @@ class LayerClass:
     indices: tuple[int, ...]
 
 
+@lru_cache(maxsize=4)
 def classify(model: Model) -> tuple[LayerClass, ...]:
     """Classes of identical layers, in order of their first layer."""
     classes: dict[tuple[object, ...], list[Layer]] = {}
