@@ -14,9 +14,7 @@ from stowplan.models import identify_file_name, load_model
 from stowplan.models.model import Model
 from stowplan.plan import Plan, Workload
 from stowplan.planner.predict import make_setup
-from stowplan.systems.accelerate import Accelerate
 from stowplan.systems.base import Setup
-from stowplan.systems.flexgen import Flexgen, model_of
 from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
 from stowplan.systems.llama_cpp_auto import automatic
 from stowplan.systems.llama_cpp_commands import make_plan, placement_from, settings_from, workload_from
@@ -75,6 +73,8 @@ def understand(words: Sequence[str], machine: Machine, hints: Hints | None = Non
 
 
 def _understand_flexgen(words: Sequence[str], machine: Machine, hints: Hints) -> Understood:
+    from stowplan.systems.flexgen import Flexgen, model_of  # most commands are of another engine
+
     named = dict(zip(words, [*words[1:], ""], strict=True)).get("--model", "")
     key = hints.model or model_of(named)
     if key is None:
@@ -86,6 +86,8 @@ def _understand_flexgen(words: Sequence[str], machine: Machine, hints: Hints) ->
 
 
 def _understand_accelerate(words: Sequence[str], machine: Machine, hints: Hints) -> Understood:
+    from stowplan.systems.accelerate import Accelerate
+
     if hints.model is None:
         raise InputError("a device map names no model; add --model NAME --quant FORMAT before --")
     model = hints.loaded or load_model(hints.model, hints.quant)
