@@ -74,6 +74,7 @@ ANSWER_KEYS = {
     "alternatives",
     "worth",
     "batch_curve",
+    "upgrades",
 }
 
 

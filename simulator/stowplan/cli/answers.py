@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stowplan.cli import words
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stowplan.plan import Plan, Prediction
     from stowplan.planner.result import Alternative, Planned
     from stowplan.planner.serial_search import Objective
+    from stowplan.planner.upgrades import Upgrade
     from stowplan.systems.base import Setup
 
 _GIB = 2.0**30
@@ -25,7 +26,12 @@ _OBJECTIVES = {"request": "request", "decode": "decode", "ttft": "first token", 
 
 
 def plan_answer(
-    setup: Setup, planned: Planned, objective: Objective, rates: Mapping[str, float], simulated_s: float
+    setup: Setup,
+    planned: Planned,
+    objective: Objective,
+    rates: Mapping[str, float],
+    simulated_s: float,
+    changes: Sequence[Upgrade] = (),
 ) -> list[Line]:
     """What `plan` prints.
 
@@ -40,6 +46,7 @@ def plan_answer(
         speed(prediction) + limit(setup, plan, prediction, rates),
         details(setup, plan, prediction),
         alternatives(planned, objective),
+        helps(planned, changes, objective),
         batch_curve(planned),
         worth(planned, objective, len(setup.gpus)),
         [Line(line, "verbatim") for line in (prediction.command or "").splitlines()],
@@ -124,6 +131,31 @@ def alternatives(planned: Planned, objective: Objective) -> list[Line]:
         for each in best
     ]
     return table(["runners-up", "decode", "first token", f"a {_OBJECTIVES[objective]} takes"], rows, numbers=(1, 2))
+
+
+def helps(planned: Planned, changes: Sequence[Upgrade], objective: Objective) -> list[Line]:
+    """What single changes bring, the most helpful first."""
+    if not changes:
+        return []
+    before = planned.prediction
+    now = words.rate(before.decode_tokens_per_s)
+    rows = [
+        [
+            each.title,
+            f"{now} -> {words.rate(each.decode_tokens_per_s)} tok/s",
+            f"{words.seconds(before.ttft_s)} -> {words.seconds(each.ttft_s)}" if before.ttft_s else "-",
+            _gain(planned.cost / each.cost) + (" (the answers change)" if each.quality else ""),
+        ]
+        for each in changes
+    ]
+    return table(["what would help", "decode", "first token", f"a {_OBJECTIVES[objective]} is"], rows, numbers=(1, 2))
+
+
+def _gain(ratio: float) -> str:
+    """How much faster a change makes the objective."""
+    if ratio < 1.005:
+        return "no faster"
+    return f"{words.times(ratio)} faster" if ratio < 1.5 else f"{ratio:.1f}x as fast"
 
 
 def _longer(each: Alternative, cost: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +12,7 @@ from stowplan.plan import Interval, MemoryUse, Plan, Prediction, Solver
 
 if TYPE_CHECKING:
     from stowplan.planner.result import Planned
+    from stowplan.planner.upgrades import Upgrade
 
 
 class _Record(BaseModel):
@@ -26,6 +27,16 @@ class OtherPlacement(_Record):
     ttft_s: float
     cost_s: float
     default: bool
+
+
+class Change(_Record):
+    """One thing changed and the best plan with it; `quality` says whether the model's answers change."""
+
+    title: str
+    decode_tokens_per_s: float
+    ttft_s: float
+    cost_s: float
+    quality: bool
 
 
 class BatchPoint(_Record):
@@ -47,6 +58,7 @@ class Answer(_Record):
         alternatives: runners-up, best first.
         worth: seconds of the objective that one more byte of each tier saves.
         batch_curve: every batch size that was tried.
+        upgrades: single changes and what they bring, most helpful first; empty unless asked for.
         simulated_step_s: a decode step of the plan in the simulator.
     """
 
@@ -69,12 +81,13 @@ class Answer(_Record):
     alternatives: list[OtherPlacement]
     worth: dict[str, float]
     batch_curve: list[BatchPoint]
+    upgrades: list[Change] = []
 
 
 SCHEMAS: Mapping[str, type[BaseModel]] = {"plan": Plan, "prediction": Prediction, "answer": Answer}
 
 
-def answer_of(planned: Planned, objective: str, simulated_s: float) -> Answer:
+def answer_of(planned: Planned, objective: str, simulated_s: float, changes: Sequence[Upgrade] = ()) -> Answer:
     """The document of a plan."""
     prediction = planned.prediction
     return Answer(
@@ -107,6 +120,16 @@ def answer_of(planned: Planned, objective: str, simulated_s: float) -> Answer:
         batch_curve=[
             BatchPoint(batch=batch, decode_tokens_per_s=rate, tpot_s=step, ttft_s=first)
             for batch, rate, step, first in planned.batch_curve
+        ],
+        upgrades=[
+            Change(
+                title=each.title,
+                decode_tokens_per_s=each.decode_tokens_per_s,
+                ttft_s=each.ttft_s,
+                cost_s=each.cost,
+                quality=each.quality,
+            )
+            for each in changes
         ],
     )
 

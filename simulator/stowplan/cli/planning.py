@@ -11,8 +11,11 @@ from stowplan.cli.inputs import Context, Depth, Generate, Html, Json, On, Prompt
 from stowplan.errors import DoesNotFit, InputError, NotExpressible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stowplan.planner.result import Planned, Request
     from stowplan.planner.serial_search import Objective
+    from stowplan.planner.upgrades import Upgrade
     from stowplan.systems.base import Setup
 
 _IK = "ik_llama.cpp"
@@ -73,6 +76,9 @@ def plan(
         LoadMode | None, typer.Option("--load-mode", help="How weights reach RAM; mmap may leave any share on disk.")
     ] = None,
     solver: Annotated[SolverName, typer.Option("--solver", help="Which solver.")] = SolverName.HIGHS,
+    upgrades: Annotated[
+        bool, typer.Option("--upgrades", help="Plan again with one thing changed: what would help.")
+    ] = False,
     write_lp: Annotated[str | None, typer.Option("--write-lp", metavar="FILE.lp", help="Print the programme.")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the plan.")] = None,
     html: Html = None,
@@ -105,6 +111,8 @@ def plan(
         )
     aim = objective or (Aim.THROUGHPUT if system == "flexgen" else Aim.REQUEST)
     asked = inputs.workload(context=context, prompt=prompt, generate=generate, depth=depth, batch=batch)
+    if upgrades and system != "llama.cpp":
+        raise InputError(f"--upgrades plans llama.cpp again and again; {system} is planned once")
     if write_lp is not None and system != "llama.cpp":
         raise InputError(f"--write-lp prints llama.cpp's programme; {system} is solved as many small ones")
     setup = make_setup(load_machine(on, set_ or []), load_model(model, quant), load_system(system), variant)
@@ -123,9 +131,10 @@ def plan(
     )
     try:
         planned = _solved(system, request, write_lp)
+        changes = _changes(system, request, planned) if upgrades else []
     finally:
         progress.done()
-    _answer(setup, planned, aim.value, output=output, html=html, trace=trace, json=json)
+    _answer(setup, planned, aim.value, changes, output=output, html=html, trace=trace, json=json)
 
 
 def _solved(system: str, request: Request, write_lp: str | None) -> Planned:
@@ -165,6 +174,13 @@ def solved(system: str, request: Request) -> Planned:
         raise DoesNotFit(f"{error}{more}", error.missing_bytes) from error
 
 
+def _changes(system: str, request: Request, planned: Planned) -> list[Upgrade]:
+    """What single changes of machine or format would bring."""
+    from stowplan.planner.upgrades import upgrades
+
+    return upgrades(system, request, planned)
+
+
 def _batches() -> tuple[int, ...]:
     return tuple(2**k for k in range(9))
 
@@ -173,6 +189,7 @@ def _answer(
     setup: Setup,
     planned: Planned,
     objective: Objective,
+    changes: Sequence[Upgrade],
     *,
     output: str | None,
     html: str | None,
@@ -195,9 +212,9 @@ def _answer(
     if html is not None and page is not None:
         outputs.write_text(html, page)
     if json:
-        tables.print_verbatim(documents.as_json(documents.answer_of(planned, objective, run.makespan)))
+        tables.print_verbatim(documents.as_json(documents.answer_of(planned, objective, run.makespan, changes)))
         return
-    tables.print_lines(answers.plan_answer(setup, planned, objective, run.graph.rates, run.makespan))
+    tables.print_lines(answers.plan_answer(setup, planned, objective, run.graph.rates, run.makespan, changes))
 
 
 def export(
