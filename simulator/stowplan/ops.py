@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from stowplan.models.cache import state_bytes
 from stowplan.models.model import (
     DENSE_FFN_ROLES,
     EXPERT_ROLES,
@@ -187,7 +188,7 @@ class CacheFormat:
         With `full_window`, a sliding window keeps only what a later query can still see.
         """
         if isinstance(layer.mixer, Recurrence):
-            return 4.0 * layer.mixer.state_elements
+            return state_bytes(layer.mixer)
         window = layer.mixer.window if full_window else None
         return self.token_bytes(layer) * (context if window is None else min(context, window))
 
@@ -260,7 +261,7 @@ def mixer_operators(layer: Layer, step: Step, cache: CacheFormat, kv_format: str
         if part_of(tensor) is Part.MIXER and tensor.columns > 1 and tensor.role is not Role.ROUTER:
             (after if tensor.role is Role.ATTN_OUT else before).append(_matmul(tensor, Part.MIXER, tokens, None))
     if isinstance(layer.mixer, Recurrence):
-        state = 4.0 * layer.mixer.state_elements * step.sequences
+        state = float(state_bytes(layer.mixer) * step.sequences)
         middle = Operator(
             name="recurrence",
             part=Part.KV,

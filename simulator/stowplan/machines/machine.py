@@ -190,6 +190,11 @@ class Machine:
     overrides: tuple[tuple[str, str], ...] = ()
 
     @property
+    def settings(self) -> list[str]:
+        """The overrides as ``--set`` takes them: ``path=value``."""
+        return [f"{path}={value}" for path, value in self.overrides]
+
+    @property
     def cores(self) -> int:
         """Physical cores over all sockets."""
         return self.cpu.cores * self.sockets

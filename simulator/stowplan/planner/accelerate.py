@@ -35,7 +35,7 @@ def plan_accelerate(request: Request) -> Planned:
     names = {
         "model": request.model_reference[0],
         "quant": request.model_reference[1],
-        "set": [f"{path}={value}" for path, value in request.setup.machine.overrides],
+        "set": request.setup.machine.settings,
     }
     plan = Accelerate().plan(request.setup, workload, places, **names)
     if request.write_lp is not None:

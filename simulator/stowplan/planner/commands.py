@@ -97,8 +97,7 @@ def _understand_accelerate(words: Sequence[str], machine: Machine, hints: Hints)
 
 
 def _names(machine: Machine, model: str, quant: str) -> dict[str, Any]:
-    overrides = [f"{path}={value}" for path, value in machine.overrides]
-    return {"machine": machine.spec, "set": overrides, "model": model, "quant": quant}
+    return {"machine": machine.spec, "set": machine.settings, "model": model, "quant": quant}
 
 
 def _understand_llama_cpp(words: Sequence[str], machine: Machine, hints: Hints) -> Understood:

@@ -79,7 +79,7 @@ def _policies(request: Request, base: FlexgenSettings) -> list[RankedPolicy]:
     names: dict[str, Any] = {
         "model": request.model_reference[0],
         "quant": request.model_reference[1],
-        "set": [f"{path}={value}" for path, value in setup.machine.overrides],
+        "set": setup.machine.settings,
     }
     if batch == 1:
         return plan_flexgen(setup, request.workload, base, progress=request.progress, **names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stowplan.errors import DoesNotFit
 from stowplan.plan import Solver, Workload
@@ -205,9 +205,3 @@ class LlamaCppPlanner:
 def plan_llama_cpp(request: Request) -> Planned:
     """The best llama.cpp plan for a request; raises as `LlamaCppPlanner.plan`."""
     return LlamaCppPlanner(request).plan()
-
-
-def with_batches(request: Request, largest: int = 256) -> Request:
-    """The same request over batch sizes 1, 2, 4 ... `largest`."""
-    sizes = tuple(2**k for k in range(largest.bit_length()) if 2**k <= largest)
-    return replace(request, batches=sizes)

@@ -98,7 +98,7 @@ def _candidates(request: Request, planned: Planned) -> Iterator[tuple[str, Reque
 
 
 def _changed(machine: Machine, override: str) -> Machine:
-    return load_machine(machine.spec, [*(f"{path}={value}" for path, value in machine.overrides), override])
+    return load_machine(machine.spec, [*machine.settings, override])
 
 
 def _on(request: Request, machine: Machine) -> Request:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stowplan.errors import DoesNotFit, NotExpressible
+from stowplan.models import state_bytes
 from stowplan.models.model import Recurrence
 from stowplan.ops import CacheFormat
 from stowplan.plan import MemoryUse, Plan
@@ -102,7 +103,7 @@ def cache_tokens(
     state: dict[str, float] = {}
     for layer, places in zip(run.setup.model.layers, layers, strict=True):
         if isinstance(layer.mixer, Recurrence):
-            state[places.kv] = state.get(places.kv, 0.0) + 4.0 * layer.mixer.state_elements
+            state[places.kv] = state.get(places.kv, 0.0) + state_bytes(layer.mixer)
         else:
             token[places.kv] = token.get(places.kv, 0.0) + cache.token_bytes(layer)
     room: list[float] = []

@@ -101,8 +101,3 @@ class System(Protocol):
     def command(self, setup: Setup, plan: Plan) -> str:
         """The plan in the engine's own flags, ready to paste."""
         ...
-
-
-def fit_check(memory: Mapping[str, MemoryUse]) -> float:
-    """Bytes missing on the worst tier; 0 when everything fits."""
-    return max((use.used - use.capacity for use in memory.values()), default=0.0)

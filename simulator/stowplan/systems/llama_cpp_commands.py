@@ -186,7 +186,7 @@ def make_plan(
     return Plan(
         system="llama.cpp",
         machine=machine.spec,
-        set=[f"{path}={value}" for path, value in machine.overrides],
+        set=machine.settings,
         model=model_reference[0],
         quant=model_reference[1],
         workload=workload,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from stowplan.models import state_bytes
 from stowplan.models.model import Layer, Model, Recurrence
 from stowplan.ops import EXPERT_PARTS, CacheFormat, Part, output_tensor, part_of
 from stowplan.plan import Workload
@@ -40,7 +41,7 @@ class LlamaCppMemory:
     def kv_bytes(self, layer: Layer) -> float:
         """Bytes of one layer's cache or state; a sliding window keeps its window and one micro-batch."""
         if isinstance(layer.mixer, Recurrence):
-            return 4.0 * layer.mixer.state_elements * self.workload.batch
+            return float(state_bytes(layer.mixer) * self.workload.batch)
         cells = self.cells
         if layer.mixer.window is not None:
             cells = min(cells, _padded(layer.mixer.window * self.workload.batch + self.settings.ubatch))
