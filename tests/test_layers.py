@@ -19,7 +19,8 @@ LEVELS: dict[str, int] = {
         (
             ("errors",),
             ("units", "datafiles"),
-            ("machines", "models", "traces"),
+            ("machines", "models", "traces", "routing"),
+            ("kernel_forms",),
             ("work",),
             ("ops",),
             ("figures",),

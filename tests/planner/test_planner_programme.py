@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from stowplan.planner.programme import GAP, Column, Placement, lower_bound, shadow_prices, solve, undominated
+from stowplan.planner.programme import GAP, Column, Placement, solve, undominated
+from stowplan.planner.relaxation import lower_bound, shadow_prices
 from stowplan.systems.base import RAM
 from stowplan.systems.serial import LayerPlaces
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
 from stowplan.errors import DoesNotFit
 from stowplan.plan import Solver, Workload
+from stowplan.planner.bench import Bench, BenchedLlamaCpp
 from stowplan.planner.predict import predict
-from stowplan.planner.programme import GAP, print_programme, shadow_prices
+from stowplan.planner.programme import GAP, print_programme
+from stowplan.planner.relaxation import shadow_prices
 from stowplan.planner.result import Alternative, Planned, Request
 from stowplan.planner.serial_search import Found, SerialSearch, Weights
 from stowplan.systems.base import RAM
-from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
+from stowplan.systems.llama_cpp import LlamaCppRun
 from stowplan.systems.llama_cpp_auto import automatic, experts_in_ram, layers_only
 from stowplan.systems.llama_cpp_commands import make_plan
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
@@ -37,6 +40,8 @@ class LlamaCppPlanner:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.bench = request.bench or Bench()
+        self.system = BenchedLlamaCpp(self.bench)
         self.fixed = dict(request.settings)
         self.programmes = 0
         self.seconds = 0.0
@@ -59,7 +64,7 @@ class LlamaCppPlanner:
         plan = make_plan(
             request.setup.machine, request.model_reference, best.workload, best.settings, (found.layers, found.output)
         )
-        prediction = predict(request.setup, plan, LlamaCpp(), self._solver(found))
+        prediction = predict(request.setup, plan, self.system, self._solver(found))
         curve = {}
         for trial in sorted(winners, key=lambda t: -t.found.cost):
             evaluation, batch = trial.found.evaluation, trial.workload.batch
@@ -68,13 +73,13 @@ class LlamaCppPlanner:
             plan=plan,
             prediction=prediction,
             cost=found.cost,
-            alternatives=self._alternatives(best, winners),
+            alternatives=self._alternatives(best, winners) if request.alternatives else [],
             worth=shadow_prices(found.programme),
             batch_curve=[curve[batch] for batch in sorted(curve)],
         )
 
     def _run(self, settings: LlamaCppSettings, workload: Workload) -> LlamaCppRun:
-        return LlamaCppRun(self.request.setup, workload, settings)
+        return self.bench.run(self.request.setup, workload, settings)
 
     def _solver(self, found: Found) -> Solver:
         """The winner's proof, with the objective of the evaluated placement instead of the programme's."""
@@ -106,15 +111,20 @@ class LlamaCppPlanner:
         """Every micro-batch with the cache beside its layers; then the cache in host memory at the best of them."""
         best: _Trial | None = None
         for ubatch in self._micro_batches(workload):
-            trial = self._trial(workload, load_mode, ubatch, kv_offload=bool(self.fixed.get("kv_offload", True)))
+            together = bool(self.fixed.get("kv_offload", True))
+            trial = self._trial(workload, load_mode, ubatch, kv_offload=together, below=self._limit(best))
             if trial is not None:
                 best = trial if best is None or trial.found.cost < best.found.cost else best
                 yield trial
         if self.request.setup.machine.gpus and "kv_offload" not in self.fixed:
             ubatch = best.settings.ubatch if best else self._micro_batches(workload)[0]
-            trial = self._trial(workload, load_mode, ubatch, kv_offload=False)
+            trial = self._trial(workload, load_mode, ubatch, kv_offload=False, below=self._limit(best))
             if trial is not None:
                 yield trial
+
+    def _limit(self, best: _Trial | None) -> float:
+        """Cost from which nobody asks for a placement: the best one's, where only the best is wanted."""
+        return inf if best is None or self.request.alternatives else best.found.cost
 
     def _micro_batches(self, workload: Workload) -> list[int]:
         if "ubatch" in self.fixed:
@@ -122,14 +132,17 @@ class LlamaCppPlanner:
         prompt = workload.prompt * workload.batch
         return [size for size in _MICRO_BATCHES if size == _MICRO_BATCHES[0] or size < 2 * prompt]
 
-    def _trial(self, workload: Workload, load_mode: str, ubatch: int, *, kv_offload: bool) -> _Trial | None:
+    def _trial(
+        self, workload: Workload, load_mode: str, ubatch: int, *, kv_offload: bool, below: float
+    ) -> _Trial | None:
         chosen = {"load_mode": load_mode, "ubatch": ubatch, "batch": max(2048, ubatch), "kv_offload": kv_offload}
         settings = LlamaCppSettings.model_validate(chosen | self.fixed)
         self.request.progress(
             f"batch {workload.batch}, micro-batch {ubatch}, cache {'with layers' if kv_offload else RAM}"
         )
-        search = SerialSearch(self._run(settings, workload), Weights.of(self.request.objective, workload))
-        found = search.best(solver=self.request.solver)
+        run = self._run(settings, workload)
+        search = SerialSearch(run, Weights.of(self.request.objective, workload), self.bench.outside(run))
+        found = search.best(solver=self.request.solver, below=below)
         if found is None:
             return None
         self.programmes += 1

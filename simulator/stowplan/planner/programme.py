@@ -77,12 +77,11 @@ class _Programme:
     spill: pulp.LpVariable | None
 
 
-def build(data: Placement, *, relaxed: bool = False) -> _Programme:
-    """The programme as a PuLP problem; with `relaxed`, every variable may be fractional."""
-    kind = "Continuous" if relaxed else "Integer"
+def build(data: Placement) -> _Programme:
+    """The programme as a PuLP problem."""
     problem = pulp.LpProblem("placement", pulp.LpMinimize)
     counts = [
-        [problem.add_variable(f"n_{c}_{p}", 0, len(data.classes[c]), kind) for p in range(len(columns))]
+        [problem.add_variable(f"n_{c}_{p}", 0, len(data.classes[c]), "Integer") for p in range(len(columns))]
         for c, columns in enumerate(data.columns)
     ]
     spill = None if data.spill_cost is None else problem.add_variable("spill_gib", 0)
@@ -90,7 +89,7 @@ def build(data: Placement, *, relaxed: bool = False) -> _Programme:
     _objective(programme)
     _every_layer_is_placed(programme)
     _memory_holds(programme)
-    _homes_are_consecutive(programme, relaxed=relaxed)
+    _homes_are_consecutive(programme)
     _last_layer_is_home(programme)
     return programme
 
@@ -133,7 +132,7 @@ def _memory_holds(programme: _Programme) -> None:
         programme.problem += used <= room / _GIB, f"memory_{tier}"
 
 
-def _homes_are_consecutive(programme: _Programme, *, relaxed: bool) -> None:
+def _homes_are_consecutive(programme: _Programme) -> None:
     """Layers take the homes in order: for every cut h and class c, with one-of binaries y[h,k] over cut positions k,
 
     ``sum over p at home <= h of n[c,p] = sum over k of y[h,k] |{i in c : i < k}|`` and ``sum over k of y[h,k] = 1``.
@@ -141,17 +140,13 @@ def _homes_are_consecutive(programme: _Programme, *, relaxed: bool) -> None:
     With one class the counts alone say where the cuts are.
     """
     data = programme.data
-    used = {column.places.mixer for columns in data.columns for column in columns}
-    order = [home for home in data.homes if home in used]
+    order = homes_in_use(data)
     if len(data.classes) == 1 or len(order) == 1:
         return
     layers = sum(len(members) for members in data.classes)
     for cut in range(len(order) - 1):
         below = set(order[: cut + 1])
-        choose = [
-            programme.problem.add_variable(f"y_{cut}_{k}", 0, 1, "Continuous" if relaxed else "Integer")
-            for k in range(layers + 1)
-        ]
+        choose = [programme.problem.add_variable(f"y_{cut}_{k}", 0, 1, "Integer") for k in range(layers + 1)]
         programme.problem += pulp.lpSum(choose) == 1, f"one_cut_{cut}"
         for c, (members, columns) in enumerate(zip(data.classes, data.columns, strict=True)):
             mine = [v for column, v in zip(columns, programme.counts[c], strict=True) if column.places.mixer in below]
@@ -166,7 +161,7 @@ def _last_layer_is_home(programme: _Programme) -> None:
     data = programme.data
     if data.last is None:
         return
-    c = max(range(len(data.classes)), key=lambda each: max(data.classes[each]))
+    c = last_class(data)
     there = [
         v for column, v in zip(data.columns[c], programme.counts[c], strict=True) if column.places.mixer == data.last
     ]
@@ -206,23 +201,15 @@ def print_programme(data: Placement, path: str) -> None:
     build(data).problem.writeLP(path)
 
 
-def lower_bound(data: Placement) -> float | None:
-    """Cost of the relaxed programme, which no placement undercuts; None when not even that fits."""
-    problem = build(data, relaxed=True).problem
-    if pulp.LpStatus[problem.solve(_solver("highs"))] != "Optimal":
-        return None
-    return float(pulp.value(problem.objective) or 0.0) + data.constant
+def homes_in_use(data: Placement) -> list[str]:
+    """Homes that some pattern has, in the order that layers take them."""
+    used = {column.places.mixer for columns in data.columns for column in columns}
+    return [home for home in data.homes if home in used]
 
 
-def shadow_prices(data: Placement) -> dict[str, float]:
-    """Seconds that one more byte of each tier saves, from the duals of the relaxed programme."""
-    programme = build(data, relaxed=True)
-    if pulp.LpStatus[programme.problem.solve(_solver("highs"))] != "Optimal":
-        return {}
-    return {
-        tier: max(0.0, -float(programme.problem.get_constraint_by_name(f"memory_{tier}").pi or 0.0)) / _GIB
-        for tier in data.room
-    }
+def last_class(data: Placement) -> int:
+    """The class of the last layer."""
+    return max(range(len(data.classes)), key=lambda each: max(data.classes[each]))
 
 
 def _solver(name: str) -> pulp.LpSolver:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from stowplan.plan import Plan, Prediction, Workload
 from stowplan.planner.serial_search import Objective
 from stowplan.systems.base import Setup
+
+if TYPE_CHECKING:
+    from stowplan.planner.bench import Bench
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,8 @@ class Request:
         solver: ``highs`` or ``cbc``.
         write_lp: file to print the winner's programme to.
         progress: told what is being solved.
+        bench: what like requests share; None for a fresh one.
+        alternatives: whether runners-up, the engine's own placements and the batch curve are wanted beside the winner.
     """
 
     setup: Setup
@@ -35,6 +41,8 @@ class Request:
     solver: str = "highs"
     write_lp: str | None = None
     progress: Callable[[str], None] = lambda _: None
+    bench: Bench | None = None
+    alternatives: bool = True
 
 
 @dataclass(frozen=True, slots=True)

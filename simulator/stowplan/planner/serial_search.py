@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from stowplan.errors import DoesNotFit
 from stowplan.models.model import Layer
 from stowplan.ops import Step
 from stowplan.plan import Workload
-from stowplan.planner.programme import GAP, Column, Placement, Solved, lower_bound, solve, undominated
+from stowplan.planner.programme import GAP, Column, Placement, Solved, solve, undominated
+from stowplan.planner.relaxation import lower_bound
 from stowplan.systems.base import RAM, Evaluation
 from stowplan.systems.serial import LayerPlaces, Price, SerialRun, sampled
 
@@ -59,17 +61,24 @@ class Found:
 
 
 class SerialSearch:
-    """Columns, room and programme of one run (one group of settings)."""
+    """Columns, room and programme of one run (one group of settings).
 
-    def __init__(self, run: SerialRun, weights: Weights) -> None:
+    `outside` keeps the bytes outside layers, for searches with the same model, workload and settings.
+    """
+
+    def __init__(
+        self, run: SerialRun, weights: Weights, outside: dict[tuple[str, bool], Mapping[str, float]] | None = None
+    ) -> None:
         self.run, self.weights = run, weights
+        self._outside = {} if outside is None else outside
+        self._capacity: dict[str, float] | None = None
         windows = any(getattr(members.layer.mixer, "window", None) for members in run.classes)
         steps = run.prefill_steps if weights.prefill else []
         self._prefill = sampled(steps, _PREFILL_SAMPLES, earliest=windows) if steps else []
         self._gpus = [f"gpu{i}" for i in run.setup.gpus]
 
-    def best(self, *, solver: str = "highs") -> Found | None:
-        """The best placement under the run's settings, or None when none fits."""
+    def best(self, *, solver: str = "highs", below: float = inf) -> Found | None:
+        """The best placement under the run's settings; None when none fits, or when all surely cost `below` or more."""
         columns = self.columns()
         whole = [[column for column in each if RAM not in _weight_places(column)] for each in columns]
         # All programmes are made before any placement is evaluated, for that changes the run's page misses.
@@ -82,7 +91,7 @@ class SerialSearch:
         bounded = [(bound, k) for k, (_, data) in enumerate(programmes) if (bound := lower_bound(data)) is not None]
         best: Found | None = None
         for bound, k in sorted(bounded):
-            if best is not None and bound >= best.cost * (1.0 - GAP):
+            if bound >= below or (best is not None and bound >= best.cost * (1.0 - GAP)):
                 break
             output, data = programmes[k]
             solved = solve(data, solver=solver)
@@ -175,18 +184,30 @@ class SerialSearch:
 
         Buffers depend on the placement, so each tier takes the largest over placements that make every buffer appear.
         """
+        key = (output, spilled)
+        if key not in self._outside:
+            self._outside[key] = self._outside_layers(output, spilled=spilled)
+        if self._capacity is None:
+            uses = self.run.memory(self._everywhere(self.run.homes[0]), self.run.embedding_place, output)
+            self._capacity = {tier: use.capacity for tier, use in uses.items()}
+        return {
+            tier: self._capacity.get(tier, 0.0) - (self.run.margin if tier != RAM else 0.0) - outside
+            for tier, outside in self._outside[key].items()
+        }
+
+    def _outside_layers(self, output: str, *, spilled: bool) -> dict[str, float]:
+        """Bytes of each tier that hold no layer: the most over placements that make every buffer appear."""
         run = self.run
-        room: dict[str, float] = {}
+        outside: dict[str, float] = {}
         for layers in self._references(spilled=spilled):
             held: dict[str, float] = {}
-            for layer, places in zip(run.setup.model.layers, layers, strict=True):
-                for tier, size in self.tier_bytes(layer, places).items():
-                    held[tier] = held.get(tier, 0.0) + size
+            for (index, places), count in run.distinct(layers).items():
+                for tier, size in self.tier_bytes(run.classes[index].layer, places).items():
+                    held[tier] = held.get(tier, 0.0) + count * size
             for tier, use in run.memory(layers, run.embedding_place, output).items():
-                margin = run.margin if tier != RAM else 0.0
-                left = use.capacity - margin - (use.used - held.get(tier, 0.0))
-                room[tier] = min(room.get(tier, left), left)
-        return room
+                rest = use.used - held.get(tier, 0.0)
+                outside[tier] = max(outside.get(tier, rest), rest)
+        return outside
 
     def _references(self, *, spilled: bool) -> list[list[LayerPlaces]]:
         """Placements in which every buffer appears: layers that keep all and layers that keep nothing on their GPU."""

@@ -11,87 +11,130 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
+from stowplan.serving.chunked_lane import run_chunked_lane
 from stowplan.serving.core import Core
+from stowplan.serving.prefix_cache import Found
+from stowplan.serving.queues import FirstCome
+from stowplan.serving.scheduler import Scheduler
+
+_CALM_ROUNDS = 8
+"""Rounds without a preemption after which the fast lane pays for itself."""
 
 
 @dataclass(slots=True)
 class _Begun:
-    """A prompt of which `done` of `length` tokens have been processed."""
+    """A prompt of which `done` of `length` tokens have been processed or found."""
 
     request: int
     done: int
     length: int
 
 
-def run_chunked(core: Core) -> None:
-    """Run until every request has finished."""
-    begun: _Begun | None = None
-    limits, phase = core.limits, core.phase
-    size = limits.block_tokens
-    while True:
-        if phase[core.steps % size] > core.free:
-            if begun is not None:
-                core.free += limits.blocks(begun.length)
-                core.drop(begun.request)
-                begun = None
-            core.decode(core.make_room() or 0.0)
-            continue
-        copies = core.bring_back(core.batch + (begun is not None)) if core.swapped else None
-        chunks = _chunks(core, begun)
-        if chunks:
-            begun = _mixed_step(core, chunks, copies or 0.0)
-        elif core.batch:
-            core.decode(copies)
-        else:
-            arrival = core.waiting.next_arrival()
-            if arrival == inf:
-                return
-            core.now = max(core.now, arrival)
+class Chunked(Scheduler):
+    """Chunked prefill; see the module's text."""
 
+    def __init__(self, core: Core) -> None:
+        super().__init__(core)
+        self._begun: _Begun | None = None
 
-def _chunks(core: Core, begun: _Begun | None) -> list[tuple[_Begun, int]]:
-    """Prompts and the tokens of each that the next step processes; admits them."""
-    limits = core.limits
-    budget, room = limits.max_batched_tokens - core.batch, limits.max_running - core.batch
-    chosen: list[tuple[_Begun, int]] = []
-    if begun is not None:
-        tokens = min(budget, begun.length - begun.done)
-        chosen.append((begun, tokens))
-        budget -= tokens
-    if core.swapped:
+    def run(self, until: float = inf) -> None:
+        """See `Scheduler`."""
+        core = self.core
+        limits, phase, waiting, core.horizon = core.limits, core.phase, core.waiting, until
+        lane = waiting if isinstance(waiting, FirstCome) and until == inf else None
+        size, calm = limits.block_tokens, _CALM_ROUNDS
+        while core.now < until:
+            if lane is not None and calm >= _CALM_ROUNDS and not (lane.back or core.swapped or self._begun):
+                unfinished = run_chunked_lane(core, lane)
+                self._begun = _Begun(*unfinished) if unfinished else None
+            calm += 1
+            if core.deadlines:
+                self._expire()
+            if phase[core.steps % size] > core.free:
+                calm = 0
+                self._drop_begun()
+                core.decode(core.make_room() or 0.0)
+                continue
+            copies = core.bring_back(core.batch + (self._begun is not None)) if core.swapped else None
+            loads: list[Found] = []
+            chunks = self._chunks(loads)
+            if chunks:
+                self._begun = _mixed_step(core, chunks, loads, copies or 0.0)
+            elif core.batch:
+                core.decode(copies)
+            else:
+                arrival = waiting.next_arrival()
+                if arrival >= until:
+                    return
+                core.now = max(core.now, arrival)
+
+    @property
+    def idle(self) -> bool:
+        """See `Scheduler`."""
+        core = self.core
+        return not (core.batch or core.swapped or self._begun) and core.waiting.head(core.now) < 0
+
+    def _drop_begun(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            self.core.release(begun.request, begun.length, begun.done)
+            self.core.drop(begun.request)
+
+    def _expire(self) -> None:
+        """Let those go whose clients stopped waiting, the prompt that was begun among them."""
+        core, begun = self.core, self._begun
+        core.expire()
+        if begun is not None and core.waiting.arrival_of(begun.request) + core.patience_s <= core.now:
+            core.release(begun.request, begun.length, begun.done)
+            core.given_up[begun.request] = core.made.pop(begun.request, 0)
+            self._begun = None
+
+    def _chunks(self, loads: list[Found]) -> list[tuple[_Begun, int]]:
+        """Prompts and the tokens of each that the next step processes; admits them and notes what they found."""
+        core, begun = self.core, self._begun
+        limits = core.limits
+        budget, room = limits.max_batched_tokens - core.batch, limits.max_running - core.batch
+        chosen: list[tuple[_Begun, int]] = []
+        if begun is not None:
+            tokens = min(budget, begun.length - begun.done)
+            chosen.append((begun, tokens))
+            budget -= tokens
+        if core.swapped:
+            return chosen
+        waiting, now, size = core.waiting, core.now, limits.block_tokens
+        # blocks of the tokens that this step's decodes store come first
+        due = core.phase[core.steps % size]
+        while budget and len(chosen) < room:
+            request = waiting.head(now)
+            if request < 0:
+                break
+            length = core.length(request)
+            found = core.look_up(request, length)
+            blocks = -(-length // size) - found.pinned
+            if core.free - due - blocks < core.reserve:
+                break
+            waiting.pop()
+            core.admit(request, length, found, blocks)
+            loads.append(found)
+            tokens = min(budget, length - found.tokens)
+            chosen.append((_Begun(request, found.tokens, length), tokens))
+            budget -= tokens
         return chosen
-    waiting, now, size = core.waiting, core.now, limits.block_tokens
-    # blocks of the tokens that this step's decodes store come first
-    free = core.free - core.phase[core.steps % size]
-    while budget and len(chosen) < room:
-        request = waiting.head(now)
-        if request < 0:
-            break
-        length = core.length(request)
-        blocks = -(-length // size)
-        if free - blocks < core.reserve:
-            break
-        waiting.pop()
-        free -= blocks
-        core.reserve_blocks(blocks)
-        if core.started[request] != core.started[request]:  # not a number yet: scheduled for the first time
-            core.started[request] = now
-        tokens = min(budget, length)
-        chosen.append((_Begun(request, 0, length), tokens))
-        budget -= tokens
-    return chosen
 
 
-def _mixed_step(core: Core, chunks: list[tuple[_Begun, int]], copies: float) -> _Begun | None:
+def _mixed_step(
+    core: Core, chunks: list[tuple[_Begun, int]], loads: list[Found], copies: float
+) -> _Begun | None:
     """One step of all decoding sequences and some chunks; returns the prompt that it leaves unfinished."""
+    tables = core.tables
     batch, ended, total, attention = core.batch, 0, core.batch, 0.0
     for prompt, tokens in chunks:
         total += tokens
-        attention += core.chunk_attention(tokens, prompt.done) if prompt.done else core.prompt_attention[tokens]
+        attention += tables.chunk_attention(tokens, prompt.done) if prompt.done else tables.prompt_attention[tokens]
         prompt.done += tokens
         ended += prompt.done == prompt.length
-    attention += core.decode_attention()
-    core.now += core.body[total] + core.logits[batch + ended] + attention + copies
+    attention += tables.decode_attention(batch, core.context)
+    core.now += core.with_loads(tables.body[total] + tables.logits[batch + ended] + attention, total, loads) + copies
     core.passes += 1
     if batch:
         core.store(1)

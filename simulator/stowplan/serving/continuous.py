@@ -10,66 +10,81 @@ from __future__ import annotations
 
 from math import inf
 
-from stowplan.serving.core import Core
 from stowplan.serving.fast_lane import run_fast_lane
+from stowplan.serving.prefix_cache import Found
 from stowplan.serving.queues import FirstCome
+from stowplan.serving.scheduler import Scheduler
 
 _CALM_ROUNDS = 8
 """Rounds without a preemption after which the fast lane pays for itself."""
 
 
-def run_continuous(core: Core) -> None:
-    """Run until every request has finished."""
-    waiting = core.waiting
-    lane = waiting if isinstance(waiting, FirstCome) else None
-    calm = _CALM_ROUNDS
-    while True:
-        if lane is not None and calm >= _CALM_ROUNDS and not lane.back and not core.swapped:
-            run_fast_lane(core, lane)
-        calm += 1
-        if not core.swapped and _prefill(core):
-            continue
-        if core.batch or core.swapped:
-            copies = core.make_room()
-            if copies is not None:
-                calm = 0
-            elif core.swapped:
-                copies = core.bring_back(core.batch)
-            core.decode(copies)
-            continue
-        arrival = waiting.next_arrival()
-        if arrival == inf:
-            return
-        core.now = max(core.now, arrival)
+class Continuous(Scheduler):
+    """Prefill first; see the module's text."""
 
+    def run(self, until: float = inf) -> None:
+        """See `Scheduler`."""
+        core = self.core
+        waiting, core.horizon = core.waiting, until
+        lane = waiting if isinstance(waiting, FirstCome) and until == inf and core.cache is None else None
+        calm = _CALM_ROUNDS
+        while core.now < until:
+            if lane is not None and calm >= _CALM_ROUNDS and not lane.back and not core.swapped:
+                run_fast_lane(core, lane)
+            calm += 1
+            if core.deadlines:
+                core.expire()
+            if not core.swapped and self._prefill():
+                continue
+            if core.batch or core.swapped:
+                copies = core.make_room()
+                if copies is not None:
+                    calm = 0
+                elif core.swapped:
+                    copies = core.bring_back(core.batch)
+                core.decode(copies)
+                continue
+            arrival = waiting.next_arrival()
+            if arrival >= until:
+                return
+            core.now = max(core.now, arrival)
 
-def _prefill(core: Core) -> bool:
-    """One step of the prompts that can be admitted; False if there are none."""
-    waiting, limits, now = core.waiting, core.limits, core.now
-    request = waiting.head(now)
-    if request < 0:
-        return False
-    size, reserve, room = limits.block_tokens, core.reserve, limits.max_running - core.batch
-    admitted: list[tuple[int, int]] = []
-    tokens, attention, free = 0, 0.0, core.free
-    while request >= 0 and len(admitted) < room:
-        length = core.length(request)
-        blocks = -(-length // size)
-        if free - blocks < reserve or (admitted and tokens + length > limits.max_batched_tokens):
-            break
-        waiting.pop()
-        free -= blocks
-        tokens += length
-        attention += core.prompt_attention[length]
-        admitted.append((request, length))
-        if core.started[request] != core.started[request]:  # not a number yet: scheduled for the first time
-            core.started[request] = now
+    @property
+    def idle(self) -> bool:
+        """See `Scheduler`."""
+        core = self.core
+        return not core.batch and not core.swapped and core.waiting.head(core.now) < 0
+
+    def _prefill(self) -> bool:
+        """One step of the prompts that can be admitted; False if there are none."""
+        core = self.core
+        waiting, limits, now = core.waiting, core.limits, core.now
         request = waiting.head(now)
-    if not admitted:
-        return False
-    core.reserve_blocks(core.free - free)
-    core.now = now + core.body[tokens] + core.logits[len(admitted)] + attention
-    core.passes += 1
-    for request, length in admitted:
-        core.emit_after_prefill(request, length)
-    return True
+        if request < 0:
+            return False
+        tables, size, room = core.tables, limits.block_tokens, limits.max_running - core.batch
+        admitted: list[tuple[int, int]] = []
+        loads: list[Found] = []
+        tokens, attention = 0, 0.0
+        while request >= 0 and len(admitted) < room:
+            length = core.length(request)
+            found = core.look_up(request, length)
+            new = length - found.tokens
+            blocks = -(-length // size) - found.pinned
+            if core.free - blocks < core.reserve or (admitted and tokens + new > limits.max_batched_tokens):
+                break
+            waiting.pop()
+            core.admit(request, length, found, blocks)
+            tokens += new
+            attention += tables.chunk_attention(new, found.tokens) if found.tokens else tables.prompt_attention[length]
+            admitted.append((request, length))
+            loads.append(found)
+            request = waiting.head(now)
+        if not admitted:
+            return False
+        compute = tables.body[tokens] + tables.logits[len(admitted)] + attention
+        core.now = now + core.with_loads(compute, tokens, loads)
+        core.passes += 1
+        for request, length in admitted:
+            core.emit_after_prefill(request, length)
+        return True

@@ -23,8 +23,11 @@ from heapq import heapify, heappop, heappush
 from math import ceil, inf, nan, sqrt
 
 from stowplan.serving.limits import Limits
+from stowplan.serving.prefix_cache import Found, PrefixCache
 from stowplan.serving.queues import WaitingQueue
-from stowplan.serving.step_time import StepTime
+from stowplan.serving.tables import StepTables
+
+_NOTHING = Found(0, 0)
 
 
 class Core:
@@ -33,58 +36,69 @@ class Core:
     Args:
         prompt, output: tokens of every request; all of them can run within the limits.
         waiting: queue over the same requests.
-        step_time, limits: what a step costs and what the engine may hold.
+        tables, limits: what a step costs and what the engine may hold.
+        capacity: most requests that it will ever be given; those given now if more are to come.
+        cache: prefix cache, if it has one.
+        patience_s: seconds from its arrival after which a client stops waiting for a request.
 
     Attributes:
         now: seconds at the current step boundary.
+        horizon: decode stops at the first boundary at or after this moment.
         batch, context: decoding sequences and the cached tokens between them.
         free: free blocks; lowest_free: the fewest there ever were.
         steps: decode steps so far; passes: steps of any kind.
         started, first, finished: seconds by request: first scheduled, first token, last token.
         preemptions: by request, where there were any.
+        given_up: tokens that had been generated when the client stopped waiting, by request.
+        reused: tokens of the prompt that were found in a cache when the request was first admitted, where any were.
     """
 
     def __init__(
         self,
-        prompt: Sequence[int],
-        output: Sequence[int],
+        prompt: list[int],
+        output: list[int],
         waiting: WaitingQueue,
-        step_time: StepTime,
+        tables: StepTables,
         limits: Limits,
+        *,
+        capacity: int = 0,
+        cache: PrefixCache | None = None,
+        patience_s: float = inf,
     ) -> None:
         count = len(prompt)
         self.prompt, self.output, self.waiting, self.limits = prompt, output, waiting, limits
+        self.tables, self.cache, self.patience_s = tables, cache, patience_s
         self.full = [p + o - 1 for p, o in zip(prompt, output, strict=True)]
-        longest = max(self.full, default=1)
-        self.body = step_time.body_table(max(longest, limits.max_batched_tokens) + limits.max_running)
-        self.logits = step_time.logits_table(2 * limits.max_running)
-        self.prompt_attention = step_time.prompt_table(longest)
-        self.chunk_attention = step_time.chunk_attention
-        self.piece_ends = [*(piece.start for piece in step_time.decode[1:]), inf]
-        self.piece_sequence = [piece.per_sequence for piece in step_time.decode]
-        # seconds of a decode step that do not depend on the context, by piece and sequences
-        self.piece_fixed = [
-            [self.body[b] + self.logits[b] + piece.per_sequence * b for b in range(limits.max_running + 1)]
-            for piece in step_time.decode
-        ]
-        self.piece_token = [piece.per_token for piece in step_time.decode]
         self.reserve = limits.reserve
-        self.now = 0.0
+        self.now, self.horizon = 0.0, inf
         self.batch = self.context = self.steps = self.passes = 0
         self.free = self.lowest_free = limits.kv_blocks
         self.free_swap = limits.swap_blocks
         self.phase = [0] * limits.block_tokens
         self.finish = [-1] * count
-        self.bits = max(1, count.bit_length())
+        self.bits = max(1, max(count, capacity).bit_length())
         self.ends: list[int] = []
         self.order: list[int] = []
         self.swapped: list[int] = []
         self.made: dict[int, int] = {}
+        self.deadlines: list[tuple[float, int]] = []
+        self.given_up: dict[int, int] = {}
         self.started = array("d", [nan]) * count
         self.first = array("d", [nan]) * count
         self.finished = array("d", [nan]) * count
         self.preemptions: dict[int, int] = {}
+        self.reused: dict[int, int] = {}
         self.swaps = 0
+
+    def submit(self, prompt: int, output: int) -> int:
+        """Make a further request known; returns its number. The caller hands its arrival to the queue."""
+        self.prompt.append(prompt)
+        self.output.append(output)
+        self.full.append(prompt + output - 1)
+        self.finish.append(-1)
+        for column in (self.started, self.first, self.finished):
+            column.append(nan)
+        return len(self.full) - 1
 
     def length(self, request: int) -> int:
         """Tokens of a request's next prefill: its prompt, and what it had generated before it lost its cache."""
@@ -96,6 +110,54 @@ class Core:
         self.free -= blocks
         self.lowest_free = min(self.lowest_free, self.free)
 
+    def release(self, request: int, cached: int, computed: int | None = None) -> None:
+        """Give the blocks of `cached` tokens back, of which the prefix cache may go on holding some.
+
+        Args:
+            request: whose blocks they are.
+            cached: tokens that they hold.
+            computed: tokens of its prompt that were processed; None for all.
+        """
+        blocks, cache = -(-cached // self.limits.block_tokens), self.cache
+        if cache is not None:
+            cache.shrink(self.free, self.now)
+            blocks -= cache.release(request, None if computed is None else computed // self.limits.block_tokens)
+        self.free += blocks
+
+    def look_up(self, request: int, length: int) -> Found:
+        """What the prefix cache has of a prompt of `length` tokens."""
+        cache = self.cache
+        if cache is None:
+            return _NOTHING
+        cache.shrink(self.free, self.now)
+        return cache.look_up(request, length, self._link_busy if cache.links else None)
+
+    def admit(self, request: int, length: int, found: Found, blocks: int) -> None:
+        """A prompt takes its blocks."""
+        if self.started[request] != self.started[request]:  # not a number yet: scheduled for the first time
+            self.started[request] = self.now
+            if self.patience_s < inf:
+                heappush(self.deadlines, (self.waiting.arrival_of(request) + self.patience_s, request))
+            if found.tokens:
+                self.reused[request] = found.tokens
+        self.reserve_blocks(blocks)
+        if self.cache is not None:
+            self.cache.take(request, length, found)
+
+    def _link_busy(self, tokens: int) -> list[float]:
+        assert self.cache is not None
+        return [self.tables.link_s(name, tokens) for name in self.cache.links]
+
+    def with_loads(self, compute_s: float, tokens: int, found: Sequence[Found]) -> float:
+        """Seconds of a step that computes and, layer by layer, copies what prompts found in lower tiers."""
+        loads = [each for each in found if each.link_s]
+        if not loads:
+            return compute_s
+        links = [sum(column) for column in zip(*(each.link_s for each in loads), strict=True)]
+        busy = self._link_busy(tokens)
+        copying = max(load + weights for load, weights in zip(links, busy, strict=True))
+        return max(each.latency_s for each in loads) + max(compute_s, copying)
+
     def emit_after_prefill(self, request: int, tokens: int) -> None:
         """A prefill of `tokens` tokens has ended now: its sequence emits a token, then finishes or decodes."""
         made = self.made.pop(request, 0) if self.made else 0
@@ -106,7 +168,7 @@ class Core:
             self._join(request, tokens, left)
         else:
             self.finished[request] = self.now
-            self.free += self.limits.blocks(tokens)
+            self.release(request, tokens)
 
     def _join(self, request: int, cached: int, left: int) -> None:
         """A sequence with `cached` tokens and `left` ones to emit decodes from the next step on."""
@@ -130,7 +192,7 @@ class Core:
         self.phase[(finish - full) % size] -= 1
         self.batch -= 1
         self.context -= cached
-        self.free += -(-cached // size)
+        self.release(request, cached)
         return cached
 
     def drop(self, request: int) -> None:
@@ -163,6 +225,8 @@ class Core:
             self.ends = [end for end in self.ends if finish[end & mask] == end >> bits]
             heapify(self.ends)
         if self.limits.preemption == "swap" and blocks <= self.free_swap:
+            if self.cache is not None:
+                self.cache.detach(request)
             self.free_swap -= blocks
             self.swapped.append(request)
             self.swaps += 1
@@ -213,12 +277,13 @@ class Core:
         while finish[end & mask] != end >> bits:
             heappop(ends)
             end = ends[0]
+        tables = self.tables
         mean = self.context / batch
-        piece, piece_ends = 0, self.piece_ends
+        piece, piece_ends = 0, tables.piece_ends
         while mean >= piece_ends[piece]:
             piece += 1
-        per_token = self.piece_token[piece]
-        step_s = self.piece_fixed[piece][batch] + per_token * self.context
+        per_token = tables.piece_token[piece]
+        step_s = tables.piece_fixed[piece][batch] + per_token * self.context
         now = self.now
         if copies is None:
             size = self.limits.block_tokens
@@ -229,11 +294,14 @@ class Core:
                 run = min(run, ceil(piece_ends[piece] - mean))
             half_growth = 0.5 * per_token * batch
             after = now + run * (step_s + half_growth * (run - 1))
+            stop = self.horizon
             if batch < self.limits.max_running and not self.swapped:
-                arrival = self.waiting.next_change(now)
-                if arrival < after:
-                    run = steps_until(arrival, now, step_s, half_growth, run)
-                    after = now + run * (step_s + half_growth * (run - 1))
+                stop = min(stop, self.waiting.next_change(now))
+            if self.deadlines:
+                stop = min(stop, self.deadlines[0][0])
+            if stop < after:
+                run = steps_until(stop, now, step_s, half_growth, run)
+                after = now + run * (step_s + half_growth * (run - 1))
         else:
             run, after = 1, now + step_s + copies
         self.now = after
@@ -269,18 +337,21 @@ class Core:
             phase[(steps - cached) % size] -= 1
             self.batch -= 1
             self.context -= cached
-            self.free += -(-cached // size)
+            self.release(request, cached)
             finished[request] = now
 
-    def decode_attention(self) -> float:
-        """Seconds of the decoding sequences' attention in the next step."""
-        batch, context = self.batch, self.context
-        if not batch:
-            return 0.0
-        mean, piece, ends = context / batch, 0, self.piece_ends
-        while mean >= ends[piece]:
-            piece += 1
-        return self.piece_sequence[piece] * batch + self.piece_token[piece] * context
+    def expire(self) -> None:
+        """Let the sequences go whose clients stopped waiting by now; those in the queue leave by themselves."""
+        while self.deadlines and self.deadlines[0][0] <= self.now:
+            request = heappop(self.deadlines)[1]
+            if self.finish[request] >= 0:
+                self.given_up[request] = self.output[request] - (self.finish[request] - self.steps)
+                self._leave(request)
+            elif request in self.swapped:
+                self.swapped.remove(request)
+                made = self.made.pop(request)
+                self.given_up[request] = made
+                self.free_swap += self.limits.blocks(self.prompt[request] + made - 1)
 
 
 def steps_within_blocks(phase: Sequence[int], steps: int, free: int, batch: int, most: int) -> int:

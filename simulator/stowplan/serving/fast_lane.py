@@ -20,12 +20,12 @@ def run_fast_lane(core: Core, waiting: FirstCome) -> None:
     Nobody may have been preempted who still waits.
     """
     entered = waiting.next
-    _drop_stale_ends(core)
+    drop_stale_ends(core)
     _advance(core, waiting)
-    _restore(core, entered)
+    restore_order(core, entered)
 
 
-def _drop_stale_ends(core: Core) -> None:
+def drop_stale_ends(core: Core) -> None:
     """Leave only the ends of sequences that decode now; the others were preempted."""
     if len(core.ends) == core.batch:
         return
@@ -35,7 +35,7 @@ def _drop_stale_ends(core: Core) -> None:
     heapify(core.ends)
 
 
-def _restore(core: Core, entered: int) -> None:
+def restore_order(core: Core, entered: int) -> None:
     """Note who decodes now, in order of admission: those from before, then those that were admitted since."""
     finish, mask, bits = core.finish, (1 << core.bits) - 1, core.bits
     before = [request for request in core.order if finish[request] >= 0]
@@ -53,8 +53,9 @@ def _advance(core: Core, waiting: FirstCome) -> None:
     budget, round_up, bits = limits.max_batched_tokens, limits.block_tokens - 1, core.bits
     mask = (1 << bits) - 1
     prompt, output, full, arrival = core.prompt, core.output, core.full, waiting.arrival
-    body, logits, prompt_attention = core.body, core.logits, core.prompt_attention
-    piece_ends, piece_token, piece_fixed = core.piece_ends, core.piece_token, core.piece_fixed
+    tables = core.tables
+    body, logits, prompt_attention = tables.body, tables.logits, tables.prompt_attention
+    piece_ends, piece_token, piece_fixed = tables.piece_ends, tables.piece_token, tables.piece_fixed
     several, piece, growth, fixed = len(piece_ends) > 1, 0, piece_token[0], piece_fixed[0]
     started, first, finished, ends, phase = core.started, core.first, core.finished, core.ends, core.phase
     now, steps, batch, context = core.now, core.steps, core.batch, core.context

@@ -34,6 +34,14 @@ class WaitingQueue(ABC):
     def next_arrival(self) -> float:
         """When the next request arrives; infinity after the last one."""
 
+    @abstractmethod
+    def arrival_of(self, request: int) -> float:
+        """When a request arrived or will arrive, in seconds."""
+
+    @abstractmethod
+    def push(self, arrival: float, key: int = 0) -> None:
+        """One more request comes, no earlier than those before it; `key` is what a sorting queue sorts by."""
+
 
 class FirstCome(WaitingQueue):
     """First come, first served. A preempted request came before every one that still waits.
@@ -77,6 +85,15 @@ class FirstCome(WaitingQueue):
         """See `WaitingQueue`."""
         return self.arrival[self.next]
 
+    def arrival_of(self, request: int) -> float:
+        """See `WaitingQueue`."""
+        return self.arrival[request]
+
+    def push(self, arrival: float, key: int = 0) -> None:  # noqa: ARG002
+        """See `WaitingQueue`."""
+        self.arrival[-1] = arrival
+        self.arrival.append(inf)
+
 
 class Sorted(WaitingQueue):
     """Smallest key first, ties by arrival: predicted length, priority."""
@@ -85,7 +102,7 @@ class Sorted(WaitingQueue):
 
     def __init__(self, arrival: Sequence[float], key: Sequence[int]) -> None:
         self._arrival = [*arrival, inf]
-        self._key = key
+        self._key = [*key]
         self._heap: list[tuple[int, int]] = []
         self._next = 0
 
@@ -113,3 +130,102 @@ class Sorted(WaitingQueue):
     def next_arrival(self) -> float:
         """See `WaitingQueue`."""
         return self._arrival[self._next]
+
+    def arrival_of(self, request: int) -> float:
+        """See `WaitingQueue`."""
+        return self._arrival[request]
+
+    def push(self, arrival: float, key: int = 0) -> None:
+        """See `WaitingQueue`."""
+        self._arrival[-1] = arrival
+        self._arrival.append(inf)
+        self._key.append(key)
+
+
+class Impatient(WaitingQueue):
+    """Smallest key first, ties by arrival, with clients that turn away: from a full queue at once, else in time.
+
+    Args:
+        arrival, key: by request; equal keys make it first come, first served.
+        room: requests that may wait at a time; what arrives beyond them is refused.
+        patience_s: seconds from its arrival after which a request that still waits is gone.
+
+    Attributes:
+        refused, expired: requests that went away.
+    """
+
+    __slots__ = ("_ages", "_arrival", "_heap", "_key", "_next", "_patience", "_room", "_waiting", "expired", "refused")
+
+    def __init__(self, arrival: Sequence[float], key: Sequence[int], room: float = inf, patience_s: float = inf) -> None:
+        self._arrival = [*arrival, inf]
+        self._key = [*key]
+        self._room, self._patience = room, patience_s
+        self._heap: list[tuple[int, int]] = []
+        self._waiting: set[int] = set()
+        self._ages: list[int] = []
+        self._next = 0
+        self.refused: list[int] = []
+        self.expired: list[int] = []
+
+    def _first_end(self) -> float:
+        """When the next of those that wait turns away."""
+        ages = self._ages
+        while ages and ages[0] not in self._waiting:
+            heappop(ages)
+        return self._arrival[ages[0]] + self._patience if ages else inf
+
+    def _expire(self, now: float) -> None:
+        """Those that waited too long leave."""
+        while self._first_end() <= now:
+            request = heappop(self._ages)
+            self._waiting.discard(request)
+            self.expired.append(request)
+
+    def _join(self, request: int) -> None:
+        self._waiting.add(request)
+        heappush(self._ages, request)
+        heappush(self._heap, (self._key[request], request))
+
+    def head(self, now: float) -> int:
+        """See `WaitingQueue`."""
+        arrival, i = self._arrival, self._next
+        while arrival[i] <= now:
+            if len(self._waiting) >= self._room:
+                self._expire(arrival[i])
+            if len(self._waiting) >= self._room:
+                self.refused.append(i)
+            else:
+                self._join(i)
+            i += 1
+        self._next = i
+        self._expire(now)
+        heap = self._heap
+        while heap and heap[0][1] not in self._waiting:
+            heappop(heap)
+        return heap[0][1] if heap else -1
+
+    def pop(self) -> None:
+        """See `WaitingQueue`."""
+        self._waiting.discard(heappop(self._heap)[1])
+
+    def put_back(self, request: int) -> None:
+        """See `WaitingQueue`; one that was admitted before always has a place."""
+        self._join(request)
+
+    def next_change(self, now: float) -> float:  # noqa: ARG002
+        """See `WaitingQueue`."""
+        return min(self._arrival[self._next], self._first_end())
+
+    def next_arrival(self) -> float:
+        """See `WaitingQueue`."""
+        return self._arrival[self._next]
+
+    def arrival_of(self, request: int) -> float:
+        """See `WaitingQueue`."""
+        return self._arrival[request]
+
+    def push(self, arrival: float, key: int = 0) -> None:
+        """See `WaitingQueue`."""
+        self._arrival[-1] = arrival
+        self._arrival.append(inf)
+        self._key.append(key)

@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import InputError, UnknownName
-from stowplan.serving.chunked import run_chunked
-from stowplan.serving.continuous import run_continuous
+from stowplan.serving.chunked import Chunked
+from stowplan.serving.continuous import Continuous
 from stowplan.serving.core import Core
 from stowplan.serving.limits import Limits
 from stowplan.serving.queues import FirstCome, Sorted, WaitingQueue
 from stowplan.serving.requests import Requests
-from stowplan.serving.static import run_static
+from stowplan.serving.scheduler import Scheduler
+from stowplan.serving.static import Static
 from stowplan.serving.step_time import StepTime
+from stowplan.serving.tables import StepTables
 
 LONGEST_REQUEST = 2**24
 """Tokens of prompt and output that one request may have in a replay; the tables of step times end there."""
@@ -68,18 +70,18 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class _Scheduler:
-    run: Callable[[Core], None]
+    make: Callable[[Core], Scheduler]
     key: str = ""
 
 
 _SCHEDULERS = {
-    "static": _Scheduler(run_static),
-    "continuous": _Scheduler(run_continuous),
-    "chunked": _Scheduler(run_chunked),
-    "shortest": _Scheduler(run_continuous, "length"),
-    "shortest-chunked": _Scheduler(run_chunked, "length"),
-    "priority": _Scheduler(run_continuous, "priority"),
-    "priority-chunked": _Scheduler(run_chunked, "priority"),
+    "static": _Scheduler(Static),
+    "continuous": _Scheduler(Continuous),
+    "chunked": _Scheduler(Chunked),
+    "shortest": _Scheduler(Continuous, "length"),
+    "shortest-chunked": _Scheduler(Chunked, "length"),
+    "priority": _Scheduler(Continuous, "priority"),
+    "priority-chunked": _Scheduler(Chunked, "priority"),
 }
 
 
@@ -112,10 +114,10 @@ def replay(requests: Requests, step_time: StepTime, limits: Limits, scheduler: s
         requests.prompt_tokens[rows].tolist(),
         requests.output_tokens[rows].tolist(),
         _queue(requests, rows, chosen.key),
-        step_time,
+        StepTables(step_time, int(longest[rows].max(initial=1)), limits),
         limits,
     )
-    chosen.run(core)
+    chosen.make(core).run()
     state = np.full(len(requests), State.TOO_LONG, dtype=np.int8)
     state[rows] = State.FINISHED
     preemptions = np.zeros(len(requests), dtype=np.int64)

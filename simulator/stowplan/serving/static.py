@@ -11,33 +11,48 @@ from collections.abc import Sequence
 from math import ceil, inf
 
 from stowplan.serving.core import Core
+from stowplan.serving.scheduler import Scheduler
 
 
-def run_static(core: Core) -> None:
-    """Run until every request has finished."""
-    waiting, prompt, output = core.waiting, core.prompt, core.output
-    while True:
-        members = _form(core)
-        if not members:
+class Static(Scheduler):
+    """Batch after batch; see the module's text."""
+
+    def run(self, until: float = inf) -> None:
+        """See `Scheduler`; a batch that has begun runs to its end."""
+        core = self.core
+        waiting = core.waiting
+        while core.now < until:
+            members = _form(core)
+            if members:
+                _run_batch(core, members)
+                continue
             arrival = waiting.next_arrival()
-            if arrival == inf:
+            if arrival >= until:
                 return
             core.now = max(core.now, arrival)
-            continue
-        count, longest = len(members), max(prompt[request] for request in members)
-        steps = max(output[request] for request in members) - 1
-        held = count * core.limits.blocks(longest + steps)
-        for request in members:
-            core.started[request] = core.now
-        core.reserve_blocks(held)
-        core.now += core.body[count * longest] + core.logits[count] + count * core.prompt_attention[longest]
-        for request in members:
-            core.first[request] = core.now
-        core.passes += 1 + steps
-        core.now += _decode_seconds(core, count, longest, steps)
-        core.free += held
-        for request in members:
-            core.finished[request] = core.now
+
+    @property
+    def idle(self) -> bool:
+        """See `Scheduler`."""
+        return self.core.waiting.head(self.core.now) < 0
+
+
+def _run_batch(core: Core, members: Sequence[int]) -> None:
+    prompt, output, tables = core.prompt, core.output, core.tables
+    count, longest = len(members), max(prompt[request] for request in members)
+    steps = max(output[request] for request in members) - 1
+    held = count * core.limits.blocks(longest + steps)
+    for request in members:
+        core.started[request] = core.now
+    core.reserve_blocks(held)
+    core.now += tables.body[count * longest] + tables.logits[count] + count * tables.prompt_attention[longest]
+    for request in members:
+        core.first[request] = core.now
+    core.passes += 1 + steps
+    core.now += _decode_seconds(core, count, longest, steps)
+    core.free += held
+    for request in members:
+        core.finished[request] = core.now
 
 
 def _form(core: Core) -> Sequence[int]:
@@ -63,8 +78,8 @@ def _form(core: Core) -> Sequence[int]:
 
 def _decode_seconds(core: Core, batch: int, context: int, steps: int) -> float:
     """Seconds of `steps` decode steps of `batch` sequences that have `context` cached tokens each at first."""
-    seconds, done = 0.0, 0
-    for end, fixed, per_token in zip(core.piece_ends, core.piece_fixed, core.piece_token, strict=True):
+    seconds, done, tables = 0.0, 0, core.tables
+    for end, fixed, per_token in zip(tables.piece_ends, tables.piece_fixed, tables.piece_token, strict=True):
         if context + done >= end:
             continue
         run = steps - done if end == inf else min(steps - done, ceil(end - context - done))

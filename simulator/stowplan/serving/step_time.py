@@ -71,6 +71,7 @@ class StepTime:
         logits: seconds by number of sequences that emit a token; starts at (0, 0).
         decode: pieces of decode attention, the first one from mean context 0.
         chunk: terms of chunk attention, which add up.
+        links: seconds by number of tokens for which weights occupy a link that the cache's blocks pass too, by name.
         largest_error: largest relative error on the held-out steps of the compilation; 0 for one that is given.
     """
 
@@ -78,10 +79,11 @@ class StepTime:
     logits: Knots
     decode: tuple[DecodePiece, ...]
     chunk: tuple[ChunkTerm, ...]
+    links: tuple[tuple[str, Knots], ...] = ()
     largest_error: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, knots in (("body", self.body), ("logits", self.logits)):
+        for name, knots in (("body", self.body), ("logits", self.logits), *self.links):
             counts = [count for count, _ in knots]
             if len(knots) < 2 or counts != sorted(set(counts)):
                 raise InputError(f"step time: {name}: needs two or more knots with rising counts")
@@ -119,11 +121,22 @@ class StepTime:
 
     def body_table(self, tokens: int) -> list[float]:
         """Body for 0 to `tokens` tokens; 0 at 0."""
-        return _table(self.body, tokens)
+        return self.table(self.body, tokens)
 
     def logits_table(self, rows: int) -> list[float]:
         """Logits for 0 to `rows` rows."""
-        return _table(self.logits, rows)
+        return self.table(self.logits, rows)
+
+    @staticmethod
+    def table(knots: Knots, last: int) -> list[float]:
+        """Values of a piecewise linear function at 0 to `last`; 0 at 0."""
+        x: NDArray[np.float64] = np.array([count for count, _ in knots], dtype=np.float64)
+        y: NDArray[np.float64] = np.array([seconds for _, seconds in knots])
+        counts = np.arange(last + 1, dtype=np.float64)
+        index = np.clip(np.searchsorted(x, counts, side="left"), 1, len(x) - 1)
+        values = y[index - 1] + (y[index] - y[index - 1]) * (counts - x[index - 1]) / (x[index] - x[index - 1])
+        values[0] = 0.0
+        return [float(value) for value in values.tolist()]
 
     def prompt_table(self, tokens: int) -> list[float]:
         """Attention of whole prompts of 0 to `tokens` tokens."""
@@ -145,12 +158,3 @@ def at(knots: Knots, count: int) -> float:
     (left, low), (right, high) = knots[index - 1], knots[index]
     return low + (high - low) * (count - left) / (right - left)
 
-
-def _table(knots: Knots, last: int) -> list[float]:
-    x: NDArray[np.float64] = np.array([count for count, _ in knots], dtype=np.float64)
-    y: NDArray[np.float64] = np.array([seconds for _, seconds in knots])
-    counts = np.arange(last + 1, dtype=np.float64)
-    index = np.clip(np.searchsorted(x, counts, side="left"), 1, len(x) - 1)
-    values = y[index - 1] + (y[index] - y[index - 1]) * (counts - x[index - 1]) / (x[index] - x[index - 1])
-    values[0] = 0.0
-    return [float(value) for value in values.tolist()]

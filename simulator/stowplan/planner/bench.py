@@ -1,0 +1,157 @@
+"""What plans of like requests share, so that a sweep does not work it out for every variant again.
+
+A layer's price depends on the model, the rates and the engine's settings, not on how much memory there is or how long
+the cache is; what the buffers take does not depend on rates. A `Bench` keeps both for the requests that come by. A plan
+made on a bench is the plan made without one, to the last bit: nothing is approximated, only looked up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import groupby
+from typing import Generic, TypeVar
+
+from stowplan.models.model import Model
+from stowplan.ops import Step
+from stowplan.plan import MemoryUse, Plan, Workload
+from stowplan.systems.base import RAM, Setup
+from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
+from stowplan.systems.llama_cpp_settings import LlamaCppSettings, settings_of
+from stowplan.systems.serial import ChainTask, LayerPlaces, Price
+
+_PRICELESS = ("ubatch", "batch", "margin", "load_mode")
+"""Settings that move no layer's price: how a prompt is cut is in the step, how weights are read is in the rates."""
+
+_MOST_FAMILIES = 384
+"""Families of prices that are kept: some 20 for each machine (its interval needs as many), about 20 MiB in all."""
+
+Prices = dict[tuple[int, LayerPlaces, Step], Price]
+Outside = dict[tuple[str, bool], Mapping[str, float]]
+
+
+Family = TypeVar("Family")
+
+
+class _Shelf(Generic[Family]):
+    """Entries by key, the least recently used of too many thrown away."""
+
+    def __init__(self, new: Callable[[], Family]) -> None:
+        self._new, self._kept = new, OrderedDict[Hashable, Family]()
+
+    def __getitem__(self, key: Hashable) -> Family:
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = self._new()
+            if len(self._kept) > _MOST_FAMILIES:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(key)
+        return found
+
+
+class Bench:
+    """Prices and buffers of the latest requests; for one thread of one process."""
+
+    def __init__(self) -> None:
+        self._prices: _Shelf[Prices] = _Shelf(dict)
+        self._outside: _Shelf[Outside] = _Shelf(dict)
+        self._memory: tuple[tuple[object, ...], dict[str, MemoryUse]] | None = None
+        self._counted: tuple[Sequence[LayerPlaces], Model, Counter[tuple[int, LayerPlaces]]] | None = None
+
+    def run(self, setup: Setup, workload: Workload, settings: LlamaCppSettings) -> LlamaCppRun:
+        """llama.cpp on a setup, with what is known of it already."""
+        return _BenchRun(self, setup, workload, settings)
+
+    def prices(self, run: LlamaCppRun) -> Prices:
+        """Prices of layers under a run's model, rates and settings."""
+        machine, figures = run.setup.machine, run.setup.figures
+        settings = run.settings.model_dump(exclude=set(_PRICELESS))
+        family = (
+            run.setup.model,
+            tuple(settings.values()),
+            run.threads,
+            machine.cpu.isa,
+            tuple((gpu.vendor, gpu.unified) for gpu in machine.gpus),
+            tuple(run.rates.items()),
+            tuple(figures),
+            tuple(number.value for number in figures.values()),
+        )
+        return self._prices[family]
+
+    def outside(self, run: LlamaCppRun) -> Outside:
+        """Bytes of each tier that are outside layers, by the output's place and whether layers spill."""
+        machine = run.setup.machine
+        family = (
+            run.setup.model,
+            run.workload,
+            run.settings,
+            run.setup.figures.value("llama.cpp.gpu.runtime"),
+            machine.reserved.value,
+            tuple(gpu.unified for gpu in machine.gpus),
+        )
+        return self._outside[family]
+
+    def memory(self, run: _BenchRun, layers: Sequence[LayerPlaces], edges: tuple[str, str]) -> dict[str, MemoryUse]:
+        """Use of every tier; an interval asks for the same placement's once for each figure."""
+        asked = (run.setup.model, run.setup.machine, run.workload, run.settings, edges)
+        runtime = run.setup.figures.value("llama.cpp.gpu.runtime")
+        known = self._memory
+        if known is not None and known[0][0] is layers and known[0][1:] == (runtime, *asked):
+            return known[1]
+        found = run.counted_memory(layers, *edges)
+        self._memory = ((layers, runtime, *asked), found)
+        return found
+
+    def distinct(self, run: _BenchRun, layers: Sequence[LayerPlaces]) -> Counter[tuple[int, LayerPlaces]]:
+        """How many layers of each class are placed each way."""
+        known = self._counted
+        if known is None or known[0] is not layers or known[1] is not run.setup.model:
+            known = self._counted = (layers, run.setup.model, run.count(layers))
+        return known[2]
+
+
+class BenchedLlamaCpp(LlamaCpp):
+    """llama.cpp whose runs share a bench."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self._bench = bench
+
+    def run(self, setup: Setup, plan: Plan) -> LlamaCppRun:
+        """The engine under the plan's settings."""
+        return self._bench.run(setup, plan.workload, settings_of(plan))
+
+
+class _BenchRun(LlamaCppRun):
+    """A run that looks up on its bench before it works anything out."""
+
+    def __init__(self, bench: Bench, setup: Setup, workload: Workload, settings: LlamaCppSettings) -> None:
+        super().__init__(setup, workload, settings)
+        self._bench = bench
+        self._prices = bench.prices(self)
+
+    def distinct(self, layers: Sequence[LayerPlaces]) -> Counter[tuple[int, LayerPlaces]]:
+        return self._bench.distinct(self, layers)
+
+    def count(self, layers: Sequence[LayerPlaces]) -> Counter[tuple[int, LayerPlaces]]:
+        """How many layers of each class are placed each way, counted."""
+        return super().distinct(layers)
+
+    def memory(self, layers: Sequence[LayerPlaces], embedding: str, output: str) -> dict[str, MemoryUse]:
+        return self._bench.memory(self, layers, (embedding, output))
+
+    def counted_memory(self, layers: Sequence[LayerPlaces], embedding: str, output: str) -> dict[str, MemoryUse]:
+        """Use of every tier, worked out."""
+        return super().memory(layers, embedding, output)
+
+    def overflow(self, memory: Mapping[str, MemoryUse], layers: Sequence[LayerPlaces]) -> None:
+        spills = memory[RAM].used > memory[RAM].capacity
+        self._prices = {}  # with pages read from disk every price is another, and of this run only
+        super().overflow(memory, layers)
+        if not spills:
+            self._prices = self._bench.prices(self)
+
+    def edges(self, layers: Sequence[LayerPlaces], output: str, step: Step) -> list[ChainTask]:
+        changes = [next(same) for _, same in groupby(layers, key=lambda places: places.mixer)]
+        return super().edges(changes, output, step)

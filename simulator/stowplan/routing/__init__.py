@@ -1,0 +1,1 @@
+"""Which experts each token is routed to: synthetic traces fitted to published figures, recorded ones, and caches."""

@@ -1,0 +1,251 @@
+"""Prefix cache: blocks that finished or running prompts left on the GPU, and in the tiers below it.
+
+A prompt that is admitted keeps its segments from being evicted; when it is done, they may go, the end of the prompt
+first. Blocks that may go count as free for everyone else, and leave as soon as somebody takes their room. As vLLM does,
+a prompt whose blocks are all there still processes its last block.
+
+What lies in a lower tier is loaded or computed again, whichever is expected to take less time for that prompt alone:
+a step computes and copies at the same time, layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stowplan.serving.chains import Chains
+from stowplan.serving.eviction import EvictionName, make_eviction
+from stowplan.serving.tables import StepTables
+from stowplan.serving.tiers import Hierarchy, Tier, Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a prompt finds.
+
+    Attributes:
+        tokens: tokens that need no computing.
+        pinned: blocks of them that running sequences hold already.
+        loads: (tier, segment, blocks) to read.
+        link_s: seconds that the loads take on every link.
+        latency_s: seconds before the first block comes.
+    """
+
+    tokens: int
+    pinned: int
+    loads: tuple[tuple[int, int, int], ...] = ()
+    link_s: tuple[float, ...] = ()
+    latency_s: float = 0.0
+
+
+class PrefixCache:
+    """Blocks of prompts on the GPU and below it.
+
+    Args:
+        chains: segments of every prompt.
+        tables: what computing costs.
+        tiers: places below the GPU, nearest first.
+        eviction: which segment goes first.
+
+    Attributes:
+        links: names of the links that loads pass.
+        loose_blocks: blocks that may go.
+        hits: tokens found by place, the GPU first; looked_up: tokens of all prompts that were admitted.
+    """
+
+    def __init__(
+        self, chains: Chains, tables: StepTables, tiers: Sequence[Tier] = (), eviction: EvictionName = "lru"
+    ) -> None:
+        self._offsets, self._segments, self._sizes = chains.offsets, chains.segments, chains.sizes
+        self._block = chains.block_tokens
+        self._tables = tables
+        self._below = Hierarchy(tiers, eviction) if tiers else None
+        self._present = [0] * len(self._sizes)
+        self._holders = [0] * len(self._sizes)
+        self._loose = make_eviction(eviction)
+        self._costly = eviction == "cost"
+        self._worth: dict[int, float] = {}
+        self._detached: set[int] = set()
+        self.links = tuple(dict.fromkeys(name for tier in tiers for name in tier.read))
+        self.loose_blocks = 0
+        self.peak = 0
+        self.hits = [0] * (1 + len(tiers))
+        self.looked_up = 0
+
+    @property
+    def traffic(self) -> list[Traffic]:
+        """What went through each tier below the GPU."""
+        return self._below.traffic if self._below else []
+
+    @property
+    def held(self) -> list[int]:
+        """Blocks that may go on the GPU, and blocks in each tier below it."""
+        return [self.loose_blocks, *(self._below.held if self._below else [])]
+
+    def shrink(self, free: int, now: float) -> None:
+        """Let go of what no longer fits into the free blocks; call it before `free` grows and before a look-up."""
+        over = self.loose_blocks - free
+        if over <= 0:
+            return
+        loose, present, below = self._loose, self._present, self._below
+        self.loose_blocks = free
+        while over > 0:
+            segment = loose.first()
+            end = present[segment]
+            going = over if over < end else end
+            over -= going
+            present[segment] = end - going
+            if going == end:
+                loose.remove(segment)
+            if below is not None:
+                below.put(0, segment, end - going, end, self._worth.get(segment, 0.0), now)
+
+    def look_up(self, request: int, length: int, busy: Callable[[int], Sequence[float]] | None = None) -> Found:
+        """What is there for a prompt of `length` tokens; `shrink` has been called.
+
+        Args:
+            request: number of the request.
+            length: tokens to process, those that it generated before it was preempted included.
+            busy: seconds that weights occupy each of `links` in a step of so many tokens; None for none.
+        """
+        blocks = pinned = 0
+        present, holders, sizes = self._present, self._holders, self._sizes
+        stopped, first, last = False, self._offsets[request], self._offsets[request + 1]
+        if request in self._detached:
+            return Found(0, 0)
+        position = first
+        while position < last:
+            segment = self._segments[position]
+            there = present[segment]
+            blocks += there
+            if holders[segment]:
+                pinned += there
+            if there < sizes[segment]:
+                stopped = True
+                break
+            position += 1
+        most = (length - 1) // self._block
+        if stopped and self._below is not None and blocks < most:
+            return self._with_loads(position, last, blocks, pinned, length, busy)
+        return Found(min(blocks, most) * self._block, pinned)
+
+    def _with_loads(
+        self,
+        position: int,
+        last: int,
+        blocks: int,
+        pinned: int,
+        length: int,
+        busy: Callable[[int], Sequence[float]] | None,
+    ) -> Found:
+        below = self._below
+        assert below is not None
+        most, size = (length - 1) // self._block, self._block
+        runs: list[tuple[int, int, int]] = []
+        there, end = blocks, self._present[self._segments[position]]
+        while position < last and there < most:
+            segment = self._segments[position]
+            level, until = below.find(segment, end)
+            if level < 0:
+                break
+            until = min(until, end + most - there)
+            runs.append((level, segment, until - end))
+            there += until - end
+            end = until
+            if end == self._sizes[segment]:
+                position, end = position + 1, 0
+        best = Found(blocks * size, pinned)
+        if not runs:
+            return best
+        least, link_s, latency = self._alone(best, length, busy), [0.0] * len(self.links), 0.0
+        found = blocks
+        for count, (level, _, loaded) in enumerate(runs, 1):
+            tier = below.tiers[level]
+            for name, seconds in tier.read.items():
+                link_s[self.links.index(name)] += seconds * loaded
+            latency = max(latency, tier.latency_s)
+            found += loaded
+            option = Found(found * size, pinned, tuple(runs[:count]), tuple(link_s), latency)
+            seconds = self._alone(option, length, busy)
+            if seconds <= least:
+                best, least = option, seconds
+        return best
+
+    def _alone(self, found: Found, length: int, busy: Callable[[int], Sequence[float]] | None) -> float:
+        """Seconds of a step that processes only this prompt."""
+        tokens, tables = length - found.tokens, self._tables
+        compute = tables.body[tokens] + tables.chunk_attention(tokens, found.tokens)
+        if not found.link_s:
+            return compute
+        occupied = busy(tokens) if busy else (0.0,) * len(found.link_s)
+        return found.latency_s + max(compute, *(s + o for s, o in zip(found.link_s, occupied, strict=True)))
+
+    def take(self, request: int, length: int, found: Found) -> None:
+        """The prompt is admitted: all of its whole blocks are its own or shared from now on."""
+        self.looked_up += length
+        loaded = 0
+        for level, segment, blocks in found.loads:
+            assert self._below is not None
+            self._below.read(level, segment, blocks)
+            self.hits[1 + level] += blocks * self._block
+            loaded += blocks
+        self.hits[0] += found.tokens - loaded * self._block
+        if request in self._detached:
+            return
+        present, holders, sizes = self._present, self._holders, self._sizes
+        for position in range(self._offsets[request], self._offsets[request + 1]):
+            segment = self._segments[position]
+            if not holders[segment]:
+                there = present[segment]
+                if there:
+                    self._loose.remove(segment)
+                    self.loose_blocks -= there
+                present[segment] = sizes[segment]
+            holders[segment] += 1
+
+    def release(self, request: int, computed: int | None = None) -> int:
+        """The sequence gives its blocks back: those of its prompt stay until somebody needs the room.
+
+        `shrink` has been called.
+
+        Args:
+            request: number of the request.
+            computed: blocks of its prompt that were processed; None for all.
+
+        Returns:
+            Blocks that others go on holding.
+        """
+        if request in self._detached:
+            return 0
+        present, holders, segments = self._present, self._holders, self._segments
+        kept, first = 0, self._offsets[request]
+        last = self._offsets[request + 1]
+        worth = self._worth_of(first, last) if self._costly else 0.0
+        behind = 0 if computed is None else sum(self._sizes[segments[p]] for p in range(first, last))
+        for position in range(last - 1, first - 1, -1):
+            segment = segments[position]
+            holders[segment] -= 1
+            if computed is not None:
+                behind -= self._sizes[segment]
+            if holders[segment]:
+                kept += self._sizes[segment]
+                continue
+            if computed is not None:
+                present[segment] = min(self._sizes[segment], max(0, computed - behind))
+            if present[segment]:
+                self.loose_blocks += present[segment]
+                self._loose.add(segment, worth)
+                if self._costly:
+                    self._worth[segment] = worth
+        return kept
+
+    def detach(self, request: int) -> None:
+        """The sequence shares nothing from now on: its cache was copied away and comes back as its own."""
+        self._detached.add(request)
+
+    def _worth_of(self, first: int, last: int) -> float:
+        """Seconds of computing per block at the end of a prompt."""
+        blocks = sum(self._sizes[self._segments[p]] for p in range(first, last))
+        tables, size = self._tables, self._block
+        whole = len(tables.body) - 1
+        return tables.body[whole] / whole * size + tables.chunk_attention(size, blocks * size)

@@ -1,0 +1,67 @@
+"""A step time as tables over whole tokens and sequences, which all engines of a replay look up."""
+
+from __future__ import annotations
+
+from math import inf
+
+from stowplan.serving.limits import Limits
+from stowplan.serving.step_time import StepTime
+
+
+class StepTables:
+    """Seconds by number of tokens, rows and sequences.
+
+    Args:
+        step_time: what a step costs.
+        longest: most tokens of one request.
+        limits: what an engine may hold.
+
+    Attributes:
+        body, logits: seconds by tokens of a step and by rows that emit.
+        prompt_attention: attention of whole prompts by tokens.
+        chunk_attention: attention of a chunk of (tokens, past).
+        piece_ends, piece_sequence, piece_token: decode attention in pieces of the mean context.
+        piece_fixed: seconds of a decode step that do not depend on the context, by piece and sequences.
+        links: seconds that weights occupy a link, by its name and the tokens of a step.
+    """
+
+    __slots__ = (
+        "body",
+        "chunk_attention",
+        "links",
+        "logits",
+        "piece_ends",
+        "piece_fixed",
+        "piece_sequence",
+        "piece_token",
+        "prompt_attention",
+    )
+
+    def __init__(self, step_time: StepTime, longest: int, limits: Limits) -> None:
+        self.body = step_time.body_table(max(longest, limits.max_batched_tokens) + limits.max_running)
+        self.logits = step_time.logits_table(2 * limits.max_running)
+        self.prompt_attention = step_time.prompt_table(longest)
+        self.chunk_attention = step_time.chunk_attention
+        self.piece_ends = [*(piece.start for piece in step_time.decode[1:]), inf]
+        self.piece_sequence = [piece.per_sequence for piece in step_time.decode]
+        self.piece_token = [piece.per_token for piece in step_time.decode]
+        self.piece_fixed = [
+            [self.body[b] + self.logits[b] + piece.per_sequence * b for b in range(limits.max_running + 1)]
+            for piece in step_time.decode
+        ]
+
+        self.links = {name: step_time.table(knots, len(self.body) - 1) for name, knots in step_time.links}
+
+    def link_s(self, name: str, tokens: int) -> float:
+        """Seconds that weights occupy a link in a step of `tokens` tokens."""
+        table = self.links.get(name)
+        return table[tokens] if table is not None else 0.0
+
+    def decode_attention(self, batch: int, context: int) -> float:
+        """Seconds of attention of `batch` decoding sequences with `context` cached tokens between them."""
+        if not batch:
+            return 0.0
+        mean, piece, ends = context / batch, 0, self.piece_ends
+        while mean >= ends[piece]:
+            piece += 1
+        return self.piece_sequence[piece] * batch + self.piece_token[piece] * context

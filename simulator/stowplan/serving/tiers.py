@@ -1,0 +1,168 @@
+"""Places below the GPU that keep blocks of the cache: host memory, disk, a remote store.
+
+What leaves a tier is written to the one below it, where it is missing there, and what is read from a tier stays in it.
+Writes go in the background at the tier's speed; what would have to wait too long for its turn is dropped, as a writer
+with a bounded buffer drops it. A tier keeps a range of blocks of a segment, and parts with the end of it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+
+from stowplan.errors import InputError
+from stowplan.serving.eviction import Eviction, EvictionName, make_eviction
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A place for blocks.
+
+    Attributes:
+        name: what people call it: host, disk, remote.
+        blocks: blocks that it holds.
+        read: seconds per block on every link that a block passes on its way to the GPU, by name of the link.
+        write_s_per_block: seconds per block written.
+        latency_s: seconds before the first block of a read comes.
+        patience_s: seconds that a write may wait for its turn.
+
+    Raises:
+        InputError: a figure out of its range.
+    """
+
+    name: str
+    blocks: int
+    read: Mapping[str, float]
+    write_s_per_block: float
+    latency_s: float = 0.0
+    patience_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        seconds = (*self.read.values(), self.write_s_per_block, self.latency_s, self.patience_s)
+        if self.blocks < 0 or not self.read or not all(isfinite(s) and s >= 0.0 for s in seconds):
+            raise InputError(f"tier '{self.name}': needs a capacity, a link to read through, and times of 0 or more")
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Blocks that went through a tier.
+
+    Attributes:
+        read, written, dropped, evicted: blocks.
+        peak: most blocks held at a time.
+        busy_s: seconds of writing.
+    """
+
+    read: int = 0
+    written: int = 0
+    dropped: int = 0
+    evicted: int = 0
+    peak: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Store:
+    tier: Tier
+    order: Eviction
+    worth: dict[int, float] = field(default_factory=dict)
+    start: dict[int, int] = field(default_factory=dict)
+    end: dict[int, int] = field(default_factory=dict)
+    used: int = 0
+    free_at: float = 0.0
+    traffic: Traffic = field(default_factory=Traffic)
+
+
+class Hierarchy:
+    """The tiers below the GPU, nearest first."""
+
+    def __init__(self, tiers: Sequence[Tier], eviction: EvictionName) -> None:
+        self.tiers = tuple(tiers)
+        self._stores = [_Store(tier, make_eviction(eviction)) for tier in tiers]
+
+    @property
+    def traffic(self) -> list[Traffic]:
+        """What went through each tier."""
+        return [store.traffic for store in self._stores]
+
+    @property
+    def held(self) -> list[int]:
+        """Blocks in each tier now."""
+        return [store.used for store in self._stores]
+
+    def find(self, segment: int, start: int) -> tuple[int, int]:
+        """The nearest tier that has the segment from block `start` on, and the end of what it has; (-1, start) if none.
+
+        Args:
+            segment: number of the segment.
+            start: blocks of it that are there already.
+        """
+        for level, store in enumerate(self._stores):
+            end = store.end.get(segment, 0)
+            if end > start >= store.start[segment]:
+                return level, end
+        return -1, start
+
+    def read(self, level: int, segment: int, blocks: int) -> None:
+        """Blocks of a segment are read: it was used now."""
+        store = self._stores[level]
+        store.order.remove(segment)
+        store.order.add(segment, store.worth[segment])
+        store.traffic.read += blocks
+
+    def put(self, level: int, segment: int, start: int, end: int, worth: float, now: float) -> None:
+        """Blocks ``[start, end)`` of a segment leave the tier above `level`."""
+        if level == len(self._stores):
+            return
+        store = self._stores[level]
+        tier, traffic = store.tier, store.traffic
+        held_start, held_end = store.start.get(segment, 0), store.end.get(segment, 0)
+        if held_end:
+            if held_start <= start and end <= held_end:
+                return
+            if start > held_end or end < held_start:  # apart: only what lies further in front can be of use
+                if start > held_end:
+                    return
+                self._forget(store, segment)
+                held_start = held_end = 0
+        new = end - start - max(0, min(end, held_end) - max(start, held_start)) if held_end else end - start
+        seconds = new * tier.write_s_per_block
+        begin = max(now, store.free_at)
+        if begin + seconds - now > tier.patience_s + seconds or new > tier.blocks:
+            traffic.dropped += new
+            return
+        store.free_at = begin + seconds
+        traffic.busy_s += seconds
+        traffic.written += new
+        if held_end:
+            store.order.remove(segment)
+            start, end = min(start, held_start), max(end, held_end)
+        store.start[segment], store.end[segment], store.worth[segment] = start, end, worth
+        store.order.add(segment, worth)
+        store.used += new
+        if store.used > tier.blocks:
+            self._shrink(level, now)
+        traffic.peak = max(traffic.peak, store.used)
+
+    def _shrink(self, level: int, now: float) -> None:
+        store = self._stores[level]
+        over = store.used - store.tier.blocks
+        while over > 0:
+            segment = store.order.first()
+            start, end, worth = store.start[segment], store.end[segment], store.worth[segment]
+            going = min(over, end - start)
+            over -= going
+            store.traffic.evicted += going
+            if going == end - start:
+                self._forget(store, segment)
+            else:
+                store.end[segment] = end - going
+                store.used -= going
+            self.put(level + 1, segment, end - going, end, worth, now)
+
+    def _forget(self, store: _Store, segment: int) -> None:
+        start, end = store.start.pop(segment), store.end.pop(segment)
+        del store.worth[segment]
+        store.order.remove(segment)
+        store.used -= end - start

@@ -1,0 +1,167 @@
+"""The shipped cases as rows: every case goes through the same door as a user's command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+
+from stowplan.machines.machine import Machine
+from stowplan.plan import Interval, Prediction
+from stowplan.planner.predict import predict
+from stowplan.systems import load_system
+from stowplan.validate.cases import Case, Measured, load_cases
+from stowplan.validate.rows import Part, Result, Row
+from stowplan.validate.run import attempt, machine_of, understood
+from stowplan.validate.sources import Unit
+
+PARTS: Mapping[str, Part] = {"fit": "fit", "test": "held-out"}
+
+
+def units() -> Sequence[Unit]:
+    """Every shipped case, in the order of the files."""
+    return [
+        Unit(
+            name=case.id,
+            record=case.record,
+            system=case.family,
+            part=PARTS[case.split],
+            kind=case.kind,
+            hardware=hardware_of(machine_of(case)),
+            machine=machine_text(case),
+            figures=tuple(figure for figure, _ in measured_figures(case)),
+        )
+        for case in load_cases()
+    ]
+
+
+def result(name: str) -> Result:
+    """Rows of the case of this id."""
+    case = _by_id()[name]
+
+    def rows() -> tuple[Row, ...]:
+        meant = understood(case)
+        prediction = predict(meant.setup, meant.plan, load_system(meant.system))
+        return tuple(rows_of(case, prediction))
+
+    return attempt(case, rows)
+
+
+@cache
+def _by_id() -> dict[str, Case]:
+    return {case.id: case for case in load_cases()}
+
+
+def hardware_of(machine: Machine) -> str:
+    """Names of the GPUs, each once, and of the processor: what decides the part that a record is in."""
+    return " + ".join([*sorted({gpu.key for gpu in machine.gpus}), machine.cpu.key])
+
+
+def machine_text(case: Case) -> str:
+    """The machine as a user would give it."""
+    return " ".join([case.machine, *(f"--set {text}" for text in case.overrides)])
+
+
+def measured_figures(case: Case) -> Iterator[tuple[str, float]]:
+    """Figures that a case reports: speeds in tokens/s of the whole batch, memory in bytes."""
+    measured = case.measured
+    decode, prefill = _speeds(case, measured)
+    if decode:
+        yield "decode", decode
+    if prefill:
+        yield "prefill", prefill
+    if measured.throughput_tokens_per_s:
+        yield "throughput", measured.throughput_tokens_per_s
+    if measured.gpu_memory_bytes:
+        yield "memory", measured.gpu_memory_bytes
+
+
+def _speeds(case: Case, measured: Measured) -> tuple[float | None, float | None]:
+    """Decode and prefill speed, from durations where those were reported."""
+    decode, prefill = measured.decode_tokens_per_s, measured.prefill_tokens_per_s
+    if decode is None and measured.decode_seconds and case.generate > 1:
+        decode = case.batch * (case.generate - 1) / measured.decode_seconds
+    if prefill is None and measured.prefill_seconds:
+        prefill = case.batch * case.prompt / measured.prefill_seconds
+    return decode, prefill
+
+
+def question_of(case: Case, figure: str) -> str:
+    """What a figure answers: the same machine, model and lengths. A batch is part of how a throughput was reached."""
+    benchmark = shlex.split(case.command)[0] == "llama-bench"
+    start = case.depth if benchmark else case.depth + case.prompt
+    asked = {
+        "decode": f"decode of {case.batch} from {start}",
+        "prefill": f"prefill of {case.batch} x {case.prompt} after {case.depth}",
+        "throughput": f"{case.prompt} in, {case.generate} out",
+        "memory": f"memory of {case.batch} x ({case.prompt} + {case.generate})",
+    }[figure]
+    return f"{machine_text(case)} | {case.model} {case.quant} | {asked}"
+
+
+def rows_of(case: Case, prediction: Prediction) -> Iterator[Row]:
+    """Every measured figure of a case beside its prediction."""
+    for figure, measured in measured_figures(case):
+        predicted, interval, shares = _predicted(case, figure, prediction)
+        if not predicted:
+            continue
+        yield Row(
+            id=case.id,
+            record=case.record,
+            system=case.family,
+            kind=case.kind,
+            figure=figure,
+            part=PARTS[case.split],
+            hardware=hardware_of(machine_of(case)),
+            machine=machine_text(case),
+            model=f"{case.model} {case.quant}",
+            run=case.command,
+            question=question_of(case, figure),
+            predicted=predicted,
+            measured=measured,
+            low=None if interval is None else interval.low,
+            high=None if interval is None else interval.high,
+            shares=tuple(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))),
+            source=case.source,
+            note=case.note,
+            assumed=case.assumed,
+        )
+
+
+def _predicted(
+    case: Case, figure: str, prediction: Prediction
+) -> tuple[float, Interval | None, Mapping[str, float]]:
+    """Value, interval and shares of the time by limiting resource of one figure."""
+    if figure == "decode":
+        return prediction.decode_tokens_per_s, prediction.interval["decode_tokens_per_s"], prediction.time_shares
+    if figure == "prefill":
+        return prediction.prefill_tokens_per_s, prediction.interval["prefill_tokens_per_s"], prediction.prefill_shares
+    if figure == "throughput":
+        return prediction.request_tokens_per_s, request_interval(case, prediction), _request_shares(case, prediction)
+    used = prediction.memory_bytes["gpu0"]
+    # Engines report what their allocator held, which leaves the driver's own context out.
+    return used.used - used.parts.get("runtime", 0.0), None, {}
+
+
+def request_interval(case: Case, prediction: Prediction) -> Interval:
+    """Tokens/s over prompt and generation, both phases at the same end of their intervals."""
+    first, token = prediction.interval["ttft_s"], prediction.interval["tpot_s"]
+    tokens = case.batch * case.generate
+    return Interval(
+        low=tokens / (first.high + case.generate * token.high), high=tokens / (first.low + case.generate * token.low)
+    )
+
+
+def _request_shares(case: Case, prediction: Prediction) -> Mapping[str, float]:
+    """Shares of a whole request by limiting resource."""
+    decode = case.generate * prediction.tpot_s
+    whole = decode + prediction.ttft_s
+    names = {*prediction.time_shares, *prediction.prefill_shares}
+    return {
+        name: (
+            prediction.time_shares.get(name, 0.0) * decode
+            + prediction.prefill_shares.get(name, 0.0) * prediction.ttft_s
+        )
+        / whole
+        for name in names
+    }

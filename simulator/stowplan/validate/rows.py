@@ -1,0 +1,116 @@
+"""What a comparison is made of: one measured figure beside its prediction, whatever system or replay it comes from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["held-out", "fit"]
+"""Whether constants may have been set on the hardware of a measurement."""
+
+FIGURES = ("decode", "prefill", "throughput", "memory", "ttft", "tpot", "e2e")
+"""Figures that are compared: speeds in tokens/s, memory in bytes, times to first token, per token and to the end in s."""
+
+_Z80 = 1.2815515655446004  # half the width of an 80 % interval in standard deviations
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured figure beside its prediction.
+
+    Attributes:
+        id: case, with the point of a sweep: ``cb021/d6656``.
+        record: record that it is a point of; a record counts once however many points it has.
+        system: engine or published system: ``llama.cpp``, ``vLLM serving``.
+        kind: how the weights lie (``partial``, ``full-gpu``, ``cpu-only``, ``disk``), empty where it does not matter.
+        figure: one of `FIGURES`.
+        part: fit or held-out.
+        hardware: GPUs and processor, the text that decides the part.
+        machine: the machine as it would be given to ``--on``, with its overrides.
+        model: model and storage mix.
+        run: what was run: the engine's command, or a sentence.
+        question: what was asked of the machine; rows that answer the same question with another `run` are a pair.
+        predicted, measured: in the figure's unit.
+        low, high: predicted 80 % interval, None without one.
+        shares: share of the predicted time by limiting resource, largest first.
+        source: where the measurement was published.
+        note: oddities of the run; assumed: facts that the source does not state.
+    """
+
+    id: str
+    record: str
+    system: str
+    kind: str
+    figure: str
+    part: Part
+    hardware: str
+    machine: str
+    model: str
+    run: str
+    question: str
+    predicted: float
+    measured: float
+    low: float | None = None
+    high: float | None = None
+    shares: tuple[tuple[str, float], ...] = ()
+    source: str = ""
+    note: str = ""
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """Name of the group that this row is counted in."""
+        return " ".join(word for word in (self.system, self.kind, self.figure) if word)
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured."""
+        return self.predicted / self.measured
+
+    @property
+    def error(self) -> float:
+        """Absolute relative error of the prediction."""
+        return abs(self.ratio - 1.0)
+
+    @property
+    def covered(self) -> bool | None:
+        """Whether the measurement lies in the interval; None without one."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low <= self.measured <= self.high
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of log(measured / predicted) that the interval claims; None without an interval."""
+        if self.low is None or self.high is None or self.low <= 0:
+            return None
+        return math.log(self.high / self.low) / (2 * _Z80)
+
+    @property
+    def deviation(self) -> float | None:
+        """Distance of the measurement from the prediction in half widths of the interval: 1 is its edge."""
+        spread = self.spread
+        return abs(math.log(self.ratio)) / (spread * _Z80) if spread else None
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """Whether a small figure wins a pair: times do, speeds do not."""
+        return self.figure in ("ttft", "tpot", "e2e", "memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What comparing one case gave: its rows, or why there are none.
+
+    Attributes:
+        rows: one per measured figure.
+        refused: why there is no prediction, None where there is one.
+        does_not_fit: whether it was refused for want of memory.
+        ran: whether the source's run finished; False where it ran out of memory.
+    """
+
+    rows: tuple[Row, ...] = ()
+    refused: str | None = None
+    does_not_fit: bool = False
+    ran: bool = True

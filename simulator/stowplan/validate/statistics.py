@@ -1,0 +1,95 @@
+"""Errors of groups of rows: distributions in which every record counts once, however many points it has."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from stowplan.validate.rows import Row
+
+AIM = 0.825
+"""Share of measurements that an 80 % interval should hold: the middle of 75 to 90 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Distribution of the relative errors of a group.
+
+    Attributes:
+        name: the group.
+        n: measured figures; records: records that they come from; hardware: kinds of hardware.
+        median_signed_error: median of predicted / measured - 1.
+        median_abs_error, p90_abs_error: of the absolute relative error.
+        interval_coverage: share of measurements inside the predicted 80 % interval, None where none has one.
+        interval_spread: median standard deviation of the logarithm that the intervals claim.
+        wanted_spread: the one with which `AIM` of the measurements would lie inside, all intervals widened alike.
+        target_median: what the median absolute error should be at most, None where nothing was promised.
+    """
+
+    name: str
+    n: int
+    records: int
+    hardware: int
+    median_signed_error: float
+    median_abs_error: float
+    p90_abs_error: float
+    interval_coverage: float | None
+    interval_spread: float | None
+    wanted_spread: float | None
+    target_median: float | None = None
+
+
+def record_weights(rows: Sequence[Row]) -> list[float]:
+    """One over the number of points that a row's record has among the rows."""
+    points = Counter(row.record for row in rows)
+    return [1.0 / points[row.record] for row in rows]
+
+
+def errors(name: str, rows: Sequence[Row], target_median: float | None = None) -> Errors:
+    """Distribution of a group that is not empty."""
+    weights = record_weights(rows)
+    bounded = [
+        (row.covered, row.spread, row.deviation, weight)
+        for row, weight in zip(rows, weights, strict=True)
+        if row.covered is not None and row.spread and row.deviation is not None
+    ]
+    coverage = spread = wanted = None
+    if bounded:
+        held = [weight for *_, weight in bounded]
+        coverage = math.fsum(w for inside, _, _, w in bounded if inside) / math.fsum(held)
+        spread = quantile([claimed for _, claimed, _, _ in bounded if claimed], held, 0.5)
+        wanted = spread * quantile([away for _, _, away, _ in bounded if away is not None], held, AIM)
+    return Errors(
+        name=name,
+        n=len(rows),
+        records=len({row.record for row in rows}),
+        hardware=len({row.hardware for row in rows}),
+        median_signed_error=quantile([row.ratio - 1.0 for row in rows], weights, 0.5),
+        median_abs_error=quantile([row.error for row in rows], weights, 0.5),
+        p90_abs_error=quantile([row.error for row in rows], weights, 0.9),
+        interval_coverage=coverage,
+        interval_spread=spread,
+        wanted_spread=wanted,
+        target_median=target_median,
+    )
+
+
+def grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by family, families in alphabetical order."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.family, []).append(row)
+    return {name: groups[name] for name in sorted(groups)}
+
+
+def quantile(values: Sequence[float], weights: Sequence[float], share: float) -> float:
+    """Smallest value below which at least `share` of the weight lies; the values are not empty."""
+    ordered = sorted(zip(values, weights, strict=True))
+    wanted, gathered = share * math.fsum(weights), 0.0
+    for value, weight in ordered:
+        gathered += weight
+        if gathered >= wanted * (1 - 1e-12):
+            return value
+    return ordered[-1][0]
