@@ -29,7 +29,7 @@ LEVELS: dict[str, int] = {
             ("engine",),
             ("systems",),
             ("planner", "serving"),
-            ("validate", "whatif"),
+            ("validate", "whatif", "exports"),
             ("report",),
             ("cli",),
             ("__main__",),

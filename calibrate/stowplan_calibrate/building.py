@@ -1,4 +1,4 @@
-"""Programs and libraries that are compiled where they will run, kept in a cache folder under what they were made from."""
+"""Programs and libraries that are compiled where they will run, and kept in a cache folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def find_compiler(names: Sequence[str], kind: str) -> str:
     raise CannotMeasure(f"no {kind} is here ({', '.join(names)}); install one or skip what needs it")
 
 
-def build(compiler: str, flags: Sequence[str], sources: Sequence[Path], name: str, libraries: Sequence[str] = ()) -> Path:
+def build(
+    compiler: str, flags: Sequence[str], sources: Sequence[Path], name: str, libraries: Sequence[str] = ()
+) -> Path:
     """The program or library made from `sources`, compiled at most once for the same compiler, flags and processor.
 
     Args:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stowplan_calibrate.building import CannotMeasure
 from stowplan_calibrate.host.library import HostLibrary, load_host_library
-from stowplan_calibrate.results import Parameter
+from stowplan_calibrate.results import Parameter, Taking, identity
+from stowplan_calibrate.sampling import Limits, Taken, sample
 
 GROUPS = ("gpu", "pcie", "cpu", "disk")
 
@@ -21,12 +23,12 @@ class Point:
     Attributes:
         parameters: threads, bytes, shapes: what tells it from the other points.
         amounts: what one run moves or computes.
-        run: does the work once and returns seconds.
+        run: does the work once and says how long it took.
     """
 
     parameters: Mapping[str, Parameter]
     amounts: Mapping[str, float]
-    run: Callable[[], float]
+    run: Callable[[], Taken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,35 @@ class Measurement:
     open: Opener
     tool: str = "stowplan_calibrate"
     sense: Callable[[], Mapping[str, float]] = field(default=dict)
+
+    def take(self, around: Surroundings, budget_s: float, have: Collection[str]) -> Iterator[Taking]:
+        """Points that are not in `have`, one after another; time that a point leaves goes to the later ones."""
+        began = time.monotonic()
+        with self.open(around) as points:
+            for index, point in enumerate(points):
+                if identity(self.name, point.parameters) in have:
+                    continue
+                left = max(0.0, budget_s - (time.monotonic() - began)) / (len(points) - index)
+                samples = sample(point.run, Limits(budget_s=left), sense=self.sense)
+                yield Taking(self.name, point.parameters, point.amounts, samples, self.tool)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """An entry of the suite that takes all its points by itself, as a program that is run does; see `Measurement`."""
+
+    name: str
+    group: str
+    title: str
+    weight: float
+    run: Callable[[Surroundings, float, Collection[str]], Iterator[Taking]]
+
+    def take(self, around: Surroundings, budget_s: float, have: Collection[str]) -> Iterator[Taking]:
+        """Points that are not in `have`."""
+        return self.run(around, budget_s, have)
+
+
+Entry = Measurement | Batch
 
 
 def optional_library() -> HostLibrary | None:

@@ -1,15 +1,17 @@
 """Results of a calibration: one folder, one JSON line per measurement with every raw sample, safe to interrupt.
 
-``environment.json`` says what was measured on and with; ``measurements.jsonl`` grows by one whole line at a time. A line
-that a crash or a full disk cut short is taken away before the next one is written, and is ignored by readers.
+``environment.json`` says what was measured on and with; ``measurements.jsonl`` grows by one whole line at a time. A
+line that a crash or a full disk cut short is taken away before the next one is written, and is ignored by readers.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +48,27 @@ class Record:
     @property
     def point(self) -> str:
         """Name and parameters as one text: what makes a measurement the same one when a run is resumed."""
-        return json.dumps([self.name, dict(sorted(self.parameters.items()))], separators=(",", ":"))
+        return identity(self.name, self.parameters)
 
     def rate(self, amount: str = "bytes") -> float:
-        """Amount per second at the median."""
-        return self.amounts[amount] / self.samples.median
+        """Amount per second of an undisturbed run."""
+        return self.amounts[amount] / self.samples.figure
 
     @property
     def label(self) -> str:
         """The point for people: ``threads 2, bytes 268435456``."""
         return ", ".join(f"{name} {value}" for name, value in self.parameters.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """A point as it was taken, before the suite adds group and date."""
+
+    name: str
+    parameters: Mapping[str, Parameter]
+    amounts: Mapping[str, float]
+    samples: Sampled
+    tool: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,11 @@ class Results:
         return [record for record in self.records if record.name == name]
 
 
+def identity(name: str, parameters: Mapping[str, Parameter]) -> str:
+    """One text for a measurement at a point."""
+    return json.dumps([name, dict(sorted(parameters.items()))], separators=(",", ":"))
+
+
 class ResultsFolder:
     """A folder that a run appends to."""
 
@@ -94,7 +112,7 @@ class ResultsFolder:
         self.lines = folder / "measurements.jsonl"
 
     def prepare(self, environment: Mapping[str, Any]) -> None:
-        """Make the folder and write the environment.
+        """Make the folder and write what is said of where the measurements are taken.
 
         Raises:
             BadFile: it cannot be written.
@@ -116,12 +134,9 @@ class ResultsFolder:
         try:
             with open(self.lines, "ab", buffering=0) as file:
                 before = _whole_bytes(self.lines)
-                if before < file.tell():
-                    file.truncate(before)
+                file.truncate(before)
                 try:
-                    if file.write(line) != len(line):
-                        raise OSError(0, "no room for the whole line")
-                    os.fsync(file.fileno())
+                    _write_whole(file, line)
                 except OSError:
                     file.truncate(before)
                     raise
@@ -162,6 +177,12 @@ def _document(item: Record | Skipped) -> dict[str, Any]:
     return {"schema": SCHEMA, "kind": "skipped" if isinstance(item, Skipped) else "record"} | asdict(item)
 
 
+def _write_whole(file: FileIO, line: bytes) -> None:
+    if file.write(line) != len(line):
+        raise OSError(errno.ENOSPC, "no room for the whole line")
+    os.fsync(file.fileno())
+
+
 def _whole_bytes(path: Path) -> int:
     """Bytes up to the end of the last whole line."""
     content = path.read_bytes() if path.is_file() else b""
@@ -195,12 +216,19 @@ def _item(line: str, where: str) -> Record | Skipped:
             group=str(raw["group"]),
             parameters=dict(raw["parameters"]),
             amounts={str(name): float(value) for name, value in raw["amounts"].items()},
-            samples=Sampled(_positive(samples["seconds"]), sensors, str(samples["stopped"])),
+            samples=_sampled(samples, sensors),
             tool=str(raw["tool"]),
             date=str(raw["date"]),
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise BadFile(f"{where}: is not a measurement ({type(error).__name__}: {error})") from error
+
+
+def _sampled(raw: Mapping[str, Any], sensors: Mapping[str, tuple[float, float]]) -> Sampled:
+    seconds, running = _positive(raw["seconds"]), tuple(float(share) for share in raw.get("running", ()))
+    if running and (len(running) != len(seconds) or not all(0.0 <= share <= 1.0 for share in running)):
+        raise ValueError("running must hold one share between 0 and 1 for every sample")
+    return Sampled(seconds, sensors, str(raw["stopped"]), running)
 
 
 def _positive(values: Iterable[Any]) -> tuple[float, ...]:

@@ -58,11 +58,16 @@ class Figures(Mapping[str, Number]):
 def machine_figures(machine: Machine) -> dict[str, Number]:
     """Effective rates of a machine by name.
 
-    ``host.dram``, ``host.clock``; per GPU i ``gpu{i}.hbm``, ``gpu{i}.unit_clock`` (units times clock),
-    ``gpu{i}.power``, ``gpu{i}.peak.{arithmetic}``, ``gpu{i}.{h2d,d2h}.{pinned,pageable}``; ``disk.read``,
-    ``disk.write``, ``disk.faults``, ``disk.latency``; ``peer`` for copies between GPUs.
+    ``host.dram``, ``host.clock``, ``host.lanes`` (fp32 FLOPs per core and cycle, the width of its vectors); per GPU i
+    ``gpu{i}.hbm``, ``gpu{i}.unit_clock`` (units times clock), ``gpu{i}.power``, ``gpu{i}.flop_energy`` (joules),
+    ``gpu{i}.peak.{arithmetic}``, ``gpu{i}.{h2d,d2h}.{pinned,pageable}``; ``disk.read``, ``disk.write``,
+    ``disk.faults``, ``disk.latency``; ``peer`` for copies between GPUs.
     """
-    numbers = {"host.dram": rates.dram_bandwidth(machine), "host.clock": machine.cpu.clock}
+    numbers = {
+        "host.dram": rates.dram_bandwidth(machine),
+        "host.clock": machine.cpu.clock,
+        "host.lanes": replace(machine.cpu.flops_per_cycle, sd=0.0),
+    }
     for i, gpu in enumerate(machine.gpus):
         name = f"gpu{i}"
         numbers[f"{name}.hbm"] = rates.gpu_read_bandwidth(gpu)
@@ -70,6 +75,9 @@ def machine_figures(machine: Machine) -> dict[str, Number]:
             numbers[f"{name}.unit_clock"] = replace(gpu.clock, value=gpu.units.value * gpu.clock.value)
         if gpu.power is not None:
             numbers[f"{name}.power"] = gpu.power
+        energy = rates.flop_energy(gpu)
+        if energy is not None:
+            numbers[f"{name}.flop_energy"] = energy
         for arithmetic, peak in gpu.peaks.items():
             numbers[f"{name}.peak.{arithmetic}"] = peak
         for pinned, label in ((True, "pinned"), (False, "pageable")):
@@ -127,6 +135,9 @@ def figures_for(machine: Machine, engine: str, variant: str | None = None) -> Fi
     """Everything that a prediction on `machine` with `engine` may rest on.
 
     A `variant` of the engine (a fork with kernels of its own) replaces the engine's constants under the same names.
+    Constants that were measured on this machine replace the shipped ones of the engine that they were measured with.
     """
     constants = {f"{engine}.{name}": number for name, number in engine_constants(variant or engine).items()}
-    return Figures(machine_figures(machine) | constants)
+    measured = {} if variant not in (None, engine) else machine.constants
+    own = {name: number for name, number in measured.items() if name.startswith(f"{engine}.")}
+    return Figures(machine_figures(machine) | constants | own)

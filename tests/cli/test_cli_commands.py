@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shlex
 import os
 import subprocess
 import sys
@@ -112,9 +113,10 @@ def test_another_machine_overrides_the_plans_own(plan_file: Path) -> None:
 def test_exported_command_is_what_the_plan_printed(plan_file: Path, tmp_path: Path) -> None:
     command = json.loads(answered(*PLAN, "--json"))["command"]
     assert answered("export", str(plan_file)) == command + "\n"
-    script = tmp_path / "run.sh"
-    answered("export", str(plan_file), "-o", str(script))
-    assert script.read_text() == f"#!/bin/sh\nexec {command}\n"
+    folder = tmp_path / "run"
+    answered("export", str(plan_file), "-o", str(folder))
+    words = shlex.split(command.replace("\\\n", " "))
+    assert shlex.split((folder / "run.sh").read_text(), comments=True) == ["exec", *words, "$@"]
 
 
 def test_exported_command_reads_back_as_the_same_plan(plan_file: Path) -> None:

@@ -1,13 +1,16 @@
-"""GGUF files that llama.cpp itself loads, written from stowplan's models: as holes of any size, or with small weights."""
+"""GGUF files that llama.cpp itself loads, written from stowplan's models; their weights are holes that read as zero."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stowplan.models import Facts, Model, build_model, formats
+import numpy as np
+
+from stowplan.models import Facts, Model, build_model, formats, load_facts
 from stowplan.models.model import Tensor
 
 _ALIGNMENT = 32
@@ -78,11 +81,33 @@ def _header(entries: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[byte
     return content + bytes(-len(content) % _ALIGNMENT), offset
 
 
-def write_gguf(path: Path, facts: Facts, quant: str) -> Model:
-    """A file of a model whose weights are a hole (they read as zero); the model that it holds."""
+def write_gguf(path: Path, facts: Facts, quant: str, seed: int | None = None) -> Model:
+    """A file of a model, and the model that it holds.
+
+    Without a seed the weights are a hole (they read as zero); with one they are random, for f16 and f32 alone.
+    """
     model = build_model(facts, quant)
     start, size = _header(metadata(facts), model.tensors)
     with path.open("wb") as stream:
         stream.write(start)
+        if seed is not None:
+            draw = np.random.default_rng(seed)
+            for tensor in model.tensors:
+                kind = {"f16": np.float16, "f32": np.float32}[tensor.format]
+                values = draw.standard_normal(tensor.elements) / 8 if tensor.columns > 1 else np.ones(tensor.elements)
+                stream.write(values.astype(kind).tobytes())
+                stream.write(bytes(-tensor.bytes % _ALIGNMENT))
         stream.truncate(len(start) + size)
     return model
+
+
+def small(key: str, layers: int = 6) -> Facts:
+    """The same kind of model as a known one, with little of everything."""
+    facts = load_facts(key)
+    assert facts.attention is not None
+    attention = replace(facts.attention, heads=4, kv_heads=2, head_dim=64, value_dim=64)
+    experts = replace(facts.experts, total=8, active=2, ffn=256, shared_ffn=0) if facts.experts else None
+    ffn = 512 if facts.ffn else 0
+    return replace(
+        facts, layers=layers, hidden=256, vocabulary=512, attention=attention, experts=experts, ffn=ffn, published=None
+    )

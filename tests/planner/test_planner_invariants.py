@@ -16,8 +16,8 @@ from stowplan.errors import DoesNotFit
 from stowplan.ops import Step
 from stowplan.plan import Plan, Workload
 from stowplan.planner.commands import Hints, understand
+from stowplan.planner.counts import GAP
 from stowplan.planner.llama_cpp import plan_llama_cpp
-from stowplan.planner.programme import GAP
 from stowplan.planner.result import Planned, Request
 from stowplan.planner.serial_search import Found, Objective, SerialSearch, Weights
 from stowplan.systems.base import RAM, Setup

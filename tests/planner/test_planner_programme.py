@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from stowplan.planner.programme import GAP, Column, Placement, solve, undominated
-from stowplan.planner.relaxation import lower_bound, shadow_prices
+from stowplan.planner.arrays import lower_bound, shadow_prices
+from stowplan.planner.counts import GAP, Column, Placement, undominated
+from stowplan.planner.programme import solve
 from stowplan.systems.base import RAM
 from stowplan.systems.serial import LayerPlaces
 

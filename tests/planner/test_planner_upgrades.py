@@ -39,7 +39,8 @@ def helped(machine: str, model: str, quant: str, *overrides: str) -> tuple[Plann
 def test_better_hardware_is_never_slower_and_the_list_is_sorted(machine: str, model: str, quant: str) -> None:
     planned, found = helped(machine, model, quant)
     assert found
-    assert all(each.cost <= planned.cost * (1 + _GAP) for each in found.values())
+    hardware = [each for each in found.values() if not each.quality]
+    assert all(each.cost <= planned.cost * (1 + _GAP) for each in hardware)
     costs = [each.cost for each in found.values()]
     assert costs == sorted(costs)
     assert [each.quality for each in found.values()].count(True) == 1

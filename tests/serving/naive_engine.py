@@ -41,6 +41,8 @@ class NaiveEngine:
         self.rejected = [s for s in self.all if s.prompt + s.output - 1 > usable]
         self.coming = [s for s in self.all if s.prompt + s.output - 1 <= usable]
         self.waiting: list[Sequence] = []
+        self.refused: list[Sequence] = []
+        self.timed_out: list[Sequence] = []
         self.running: list[Sequence] = []
         self.swapped: list[Sequence] = []
         self.pool = list(range(limits.kv_blocks))
@@ -50,20 +52,43 @@ class NaiveEngine:
 
     def run(self) -> None:
         while self.coming or self.waiting or self.running or self.swapped:
-            while self.coming and self.coming[0].arrival <= self.now:
-                self.waiting.append(self.coming.pop(0))
+            self.arrive()
             if not (self.waiting or self.running or self.swapped):
-                self.now = self.coming[0].arrival
+                self.now = self.coming[0].arrival if self.coming else self.now
                 continue
             self.waiting.sort(key=lambda s: (s.key, s.number))
             self.chunked_step() if self.chunked else self.prefill_first_step()
             self.check()
 
+    def arrive(self) -> None:
+        self.lose(self.running, self.now)
+        self.lose(self.swapped, self.now)
+        while self.coming and self.coming[0].arrival <= self.now:
+            s = self.coming.pop(0)
+            self.lose(self.waiting, s.arrival)
+            if self.limits.max_waiting is not None and len(self.waiting) >= self.limits.max_waiting:
+                self.refused.append(s)
+            else:
+                self.waiting.append(s)
+        self.lose(self.waiting, self.now)
+
+    def lose(self, here: list[Sequence], now: float) -> None:
+        """Those whose clients stopped waiting by `now`."""
+        if self.limits.patience_s is None:
+            return
+        for s in [s for s in here if s.arrival + self.limits.patience_s <= now]:
+            here.remove(s)
+            self.timed_out.append(s)
+            if here is self.running:
+                self.give(s)
+            elif here is self.swapped:
+                self.host += self.needed(s.cached)
+
     def check(self) -> None:
         held = [block for s in self.running for block in s.blocks]
         assert sorted(held + self.pool) == list(range(self.limits.kv_blocks))
         for s in self.running:
-            assert len(s.blocks) >= self.needed(s.cached)
+            assert self.held(s) >= self.needed(s.cached)
 
     def needed(self, tokens: int) -> int:
         return (tokens + self.limits.block_tokens - 1) // self.limits.block_tokens
@@ -75,6 +100,15 @@ class NaiveEngine:
     def give(self, s: Sequence) -> None:
         self.pool.extend(s.blocks)
         s.blocks = []
+
+    def held(self, s: Sequence) -> int:
+        return len(s.blocks)
+
+    def new_tokens(self, s: Sequence) -> int:
+        return s.prompt + s.made
+
+    def detach(self, s: Sequence) -> None:
+        pass
 
     def admissible(self, s: Sequence) -> bool:
         return (
@@ -109,7 +143,7 @@ class NaiveEngine:
         for s in list(self.running):
             if s not in self.running or s.cached != s.target:
                 continue
-            while self.needed(s.cached + 1) > len(s.blocks):
+            while self.needed(s.cached + 1) > self.held(s):
                 if self.pool:
                     self.take(s, 1)
                     grown.add(s.number)
@@ -125,12 +159,13 @@ class NaiveEngine:
 
     def preempt(self, victim: Sequence) -> float:
         victim.preemptions += 1
-        count, whole = len(victim.blocks), victim.cached == victim.target
+        count, whole = self.held(victim), victim.cached == victim.target
         self.give(victim)
         if whole and self.limits.preemption == "swap" and count <= self.host:
             self.host -= count
             self.swaps += 1
             self.swapped.insert(0, victim)
+            self.detach(victim)
             return count * self.limits.swap_s_per_block
         victim.cached = 0
         self.waiting.append(victim)
@@ -157,15 +192,16 @@ class NaiveEngine:
         tokens = 0
         while self.waiting and not self.swapped and self.admissible(self.waiting[0]):
             s = self.waiting[0]
-            if batch and tokens + s.prompt + s.made > self.limits.max_batched_tokens:
+            if batch and tokens + self.new_tokens(s) > self.limits.max_batched_tokens:
                 break
             self.admit(s)
-            s.cached = s.target
             batch.append(s)
-            tokens += s.target
+            tokens += s.target - s.cached
         self.passes += 1
         if batch:
-            self.now += self.step_time.seconds(0, 0, [(s.target, 0) for s in batch])
+            self.now += self.step_time.seconds(0, 0, [(s.target - s.cached, s.cached) for s in batch])
+            for s in batch:
+                s.cached = s.target
             self.emit(batch)
             return
         preempted, extra = self.grow()
@@ -187,7 +223,7 @@ class NaiveEngine:
         for s in decoding:
             s.cached += 1
             s.target = s.cached
-        self.emit(decoding + done)
+        self.emit(sorted(decoding, key=lambda s: s.number) + done)
 
     def chunked_step(self) -> None:
         self.passes += 1
@@ -203,6 +239,6 @@ class NaiveEngine:
         while budget and self.waiting and not preempted and not self.swapped and self.admissible(self.waiting[0]):
             s = self.waiting[0]
             self.admit(s)
-            chunks.append((s, min(budget, s.target)))
+            chunks.append((s, min(budget, s.target - s.cached)))
             budget -= chunks[-1][1]
         self.decode_with(chunks, extra)

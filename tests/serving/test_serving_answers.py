@@ -21,7 +21,8 @@ from stowplan.serving.answers import (
     write_requests_csv,
 )
 from stowplan.serving.limits import Limits
-from stowplan.serving.replay import Replay, replay
+from stowplan.serving.outcome import Replay
+from stowplan.serving.replay import replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import DecodePiece, StepTime
 
@@ -46,7 +47,7 @@ def test_latencies_by_hand() -> None:
 
 def test_summary_by_hand() -> None:
     found = summarise(_replayed(), Objective(ttft_s=0.6))
-    assert found.counts == {"finished": 3, "too_long": 1}
+    assert found.counts == {"finished": 3, "too_long": 1, "refused": 0, "timed_out": 0}
     assert found.span_s == 8.5
     assert found.requests_per_s == pytest.approx(3 / 8.5)
     assert found.output_tokens_per_s == pytest.approx(6 / 8.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.serving.naive_engine import NaiveEngine
+from tests.serving.naive_fair import NaiveFairEngine
 
 from stowplan.errors import InputError, UnknownName
 from stowplan.serving.limits import Limits
-from stowplan.serving.replay import Replay, State, list_schedulers, replay
+from stowplan.serving.outcome import Replay, State
+from stowplan.serving.replay import list_schedulers, replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import ChunkTerm, DecodePiece, StepTime
 
@@ -53,7 +56,7 @@ def traces(draw: st.DrawFn) -> Requests:
     lengths = st.integers(1, largest)
     prompts, outputs = ([draw(lengths) for _ in range(count)] for _ in range(2))
     keys = [draw(st.integers(-3, 3)) for _ in range(count)]
-    return Requests.of(np.cumsum(gaps), prompts, outputs, priority=keys)
+    return Requests.of(np.cumsum(gaps), prompts, outputs, priority=keys, client=keys)
 
 
 @st.composite
@@ -79,15 +82,26 @@ def _oracle(requests: Requests, step_time: StepTime, limit: Limits, scheduler: s
         assert requests.priority is not None
         keys = requests.priority.tolist()
     columns = (requests.arrival_s.tolist(), requests.prompt_tokens.tolist(), requests.output_tokens.tolist(), keys)
-    engine = NaiveEngine(list(zip(*columns, strict=True)), step_time, limit, chunked="chunked" in scheduler)
+    rows = list(zip(*columns, strict=True))
+    if scheduler == "fair":
+        assert requests.client is not None
+        clients = [(*row[:3], client) for row, client in zip(rows, requests.client.tolist(), strict=True)]
+        engine: NaiveEngine = NaiveFairEngine(clients, step_time, limit, chunked=False)
+    else:
+        engine = NaiveEngine(rows, step_time, limit, chunked="chunked" in scheduler)
     engine.run()
     return engine
 
 
-def _assert_equal(found: Replay, oracle: NaiveEngine) -> None:
+def assert_equal(found: Replay, oracle: NaiveEngine) -> None:
     for row, expected in enumerate(oracle.all):
+        if expected in oracle.timed_out:
+            assert found.state[row] == State.TIMED_OUT
+            assert found.made_tokens[row] == expected.made
+            assert math.isnan(found.finished_s[row])
+            continue
         if expected.finished is None:
-            assert found.state[row] == State.TOO_LONG
+            assert found.state[row] == (State.REFUSED if expected in oracle.refused else State.TOO_LONG)
             assert math.isnan(found.started_s[row]) and math.isnan(found.finished_s[row])
             continue
         assert found.state[row] == State.FINISHED
@@ -95,14 +109,17 @@ def _assert_equal(found: Replay, oracle: NaiveEngine) -> None:
         assert found.first_token_s[row] == pytest.approx(expected.first, abs=1e-6)
         assert found.finished_s[row] == pytest.approx(expected.finished, abs=1e-6)
         assert found.preemptions[row] == expected.preemptions
-    assert (found.passes, found.swaps, found.peak_blocks) == (oracle.passes, oracle.swaps, oracle.peak)
+    assert (found.passes, found.swaps, found.engines[0].peak_blocks) == (oracle.passes, oracle.swaps, oracle.peak)
 
 
-def _assert_conserved(found: Replay) -> None:
+def assert_conserved(found: Replay) -> None:
+    done = found.state == State.FINISHED
     assert sum(found.counts.values()) == len(found.requests)
     assert found.leaked_blocks == 0
-    assert 0 <= found.peak_blocks <= found.kv_blocks
-    done = found.state == State.FINISHED
+    assert (found.made_tokens[found.state == State.FINISHED] == found.requests.output_tokens[done]).all()
+    assert (found.made_tokens[~done] < found.requests.output_tokens[~done]).all()
+    assert (found.made_tokens[np.isin(found.state, (State.REFUSED, State.TOO_LONG))] == 0).all()
+    assert 0 <= found.peak_share <= 1
     assert (found.started_s[done] >= found.requests.arrival_s[done]).all()
     assert (found.first_token_s[done] > found.started_s[done]).all()
     assert (found.finished_s[done] >= found.first_token_s[done]).all()
@@ -113,15 +130,65 @@ def _assert_conserved(found: Replay) -> None:
 @given(requests=traces(), step_time=step_times(), limit=limits())
 def test_equals_the_oracle(scheduler: str, requests: Requests, step_time: StepTime, limit: Limits) -> None:
     found = replay(requests, step_time, limit, scheduler)
-    _assert_conserved(found)
-    _assert_equal(found, _oracle(requests, step_time, limit, scheduler))
+    assert_conserved(found)
+    assert_equal(found, _oracle(requests, step_time, limit, scheduler))
+
+
+@pytest.mark.parametrize("scheduler", ["continuous", "chunked", "shortest", "priority-chunked"])
+@settings(max_examples=100)
+@given(
+    requests=traces(),
+    step_time=step_times(),
+    limit=limits(),
+    room=st.none() | st.integers(1, 6),
+    patience=st.none() | _ticks(1, 3 * 10**6),
+)
+def test_equals_the_oracle_where_clients_turn_away(
+    scheduler: str, requests: Requests, step_time: StepTime, limit: Limits, room: int | None, patience: float | None
+) -> None:
+    limit = replace(limit, max_waiting=room, patience_s=patience)
+    found = replay(requests, step_time, limit, scheduler)
+    assert_conserved(found)
+    assert_equal(found, _oracle(requests, step_time, limit, scheduler))
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_fairness_keeps_a_light_client_from_waiting_behind_a_heavy_one(preemption: str) -> None:
+    heavy, light = np.zeros(60), np.arange(1.0, 21.0)
+    order = np.argsort(np.concatenate((heavy, light)), kind="stable")
+    client = np.concatenate((np.zeros(60, dtype=int), np.ones(20, dtype=int)))[order]
+    arrival = np.concatenate((heavy, light))[order]
+    requests = Requests.of(arrival, np.where(client, 100, 600), np.where(client, 40, 500), client=client)
+    limit = Limits(
+        kv_blocks=700,
+        max_running=16,
+        preemption="swap" if preemption == "swap" else "recompute",
+        swap_blocks=2000,
+        swap_s_per_block=1e-5,
+    )
+    found, unfair = replay(requests, STEP_TIME, limit, "fair"), replay(requests, STEP_TIME, limit)
+    assert_conserved(found)
+    assert_equal(found, _oracle(requests, STEP_TIME, limit, "fair"))
+    waits, others = (r.first_token_s - r.requests.arrival_s for r in (found, unfair))
+    assert found.preemptions.sum() > 0
+    assert (found.swaps > 0) == (preemption == "swap")
+    assert np.median(waits[client == 1]) < 0.2 * np.median(others[client == 1])
+
+
+def test_a_sequence_that_came_back_late_and_was_dropped_keeps_its_turn() -> None:
+    """Sequence 5 is copied away and comes back before 4, so that 4 is dropped first and still goes first."""
+    limit = Limits(20, 1, 6, 6, watermark=0.0, preemption="swap", swap_blocks=5)
+    steady = StepTime(((1, 0.5), (2, 0.5)), ((0, 0.0), (1, 0.0)), (DecodePiece(0.0, 0.0, 0.0),), ())
+    found = replay(Requests.of([0.0] * 6, [1] * 6, [5, 5, 5, 12, 7, 10]), steady, limit)
+    assert found.preemptions.tolist() == [0, 0, 0, 0, 2, 2]
+    assert found.finished_s[4] < found.finished_s[5]
 
 
 @settings(max_examples=60)
 @given(requests=traces(), step_time=step_times(), limit=limits())
 def test_static_batches_equal_a_step_by_step_run(requests: Requests, step_time: StepTime, limit: Limits) -> None:
     found = replay(requests, step_time, limit, "static")
-    _assert_conserved(found)
+    assert_conserved(found)
     rows = [row for row in range(len(requests)) if found.state[row] == State.FINISHED]
     prompt, output, arrival = requests.prompt_tokens, requests.output_tokens, requests.arrival_s
     now = 0.0
@@ -179,8 +246,8 @@ def test_equals_the_oracle_in_a_preemption_storm(scheduler: str, preemption: str
     found = replay(requests, STEP_TIME, limit, scheduler)
     assert found.preemptions.sum() > 10
     assert (found.swaps > 0) == (preemption == "swap")
-    _assert_conserved(found)
-    _assert_equal(found, _oracle(requests, STEP_TIME, limit, scheduler))
+    assert_conserved(found)
+    assert_equal(found, _oracle(requests, STEP_TIME, limit, scheduler))
 
 
 @pytest.mark.parametrize("scheduler", list_schedulers())
@@ -191,20 +258,20 @@ def test_conserves_on_a_long_trace_and_repeats_to_the_bit(scheduler: str) -> Non
     )
     limit = Limits(kv_blocks=1200, max_batched_tokens=2048)
     found, again = (replay(requests, STEP_TIME, limit, scheduler) for _ in range(2))
-    _assert_conserved(found)
+    assert_conserved(found)
     assert found.finished_s.tobytes() == again.finished_s.tobytes()
 
 
 def test_too_long_requests_are_counted_and_hold_nobody_up() -> None:
     requests = Requests.of([0.0, 0.0, 1.0], [16, 1000, 16], [4, 1, 4])
     found = replay(requests, STEP_TIME, Limits(kv_blocks=10, watermark=0.0))
-    assert found.counts == {"finished": 2, "too_long": 1}
+    assert found.counts == {"finished": 2, "too_long": 1, "refused": 0, "timed_out": 0}
     assert found.state.tolist() == [State.FINISHED, State.TOO_LONG, State.FINISHED]
 
 
 def test_an_empty_trace_replays() -> None:
     found = replay(Requests.of([], [], []), STEP_TIME, Limits(kv_blocks=10))
-    assert found.counts == {"finished": 0, "too_long": 0}
+    assert found.counts == {"finished": 0, "too_long": 0, "refused": 0, "timed_out": 0}
 
 
 def test_shortest_first_lowers_the_mean_and_priority_is_obeyed() -> None:

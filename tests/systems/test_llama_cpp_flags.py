@@ -18,8 +18,8 @@ from stowplan.plan import Workload
 from stowplan.planner.commands import Hints, Understood, understand
 from stowplan.systems.base import RAM
 from stowplan.systems.llama_cpp import LlamaCpp
-from stowplan.systems.llama_cpp_commands import gpu_layers
 from stowplan.systems.llama_cpp_flags import read_flags
+from stowplan.systems.llama_cpp_reading import gpu_layers
 from stowplan.systems.serial import LayerPlaces
 from stowplan.validate.cases import Case, load_cases
 
@@ -190,6 +190,56 @@ def test_bench_measures_prompt_and_generation_apart() -> None:
     assert (plan.workload.depth, plan.workload.decode_depth) == (4096, 4096)
 
 
+@pytest.mark.parametrize(
+    ("flags", "mode"),
+    [
+        ("-lm none", "none"),
+        ("-lm mmap", "mmap"),
+        ("-lm mmap+mlock", "mlock"),
+        ("--no-mmap", "none"),
+        ("--mlock", "mlock"),
+        ("--no-mmap --mlock", "none"),
+        ("--mlock --no-mmap", "none"),
+        ("", "mmap"),
+    ],
+)
+def test_load_modes_of_all_versions(flags: str, mode: str) -> None:
+    assert read_flags(shlex.split(f"llama-server -m x.gguf {flags}")).load_mode == mode
+
+
+def test_a_flag_may_be_repeated_with_the_same_value() -> None:
+    assert read_flags(shlex.split("llama-server -ngl 7 --gpu-layers 7 -nkvo --no-kv-offload")).layers == 7
+
+
+def test_variables_of_the_engine_count_as_flags() -> None:
+    words = shlex.split(
+        r"LLAMA_ARG_N_GPU_LAYERS=7 LLAMA_ARG_OVERRIDE_TENSOR='exps=CPU' LLAMA_ARG_PORT=1 A=b llama-server"
+    )
+    flags = read_flags(words)
+    assert flags.layers == 7
+    assert flags.overrides == [("exps", "CPU")]
+    with pytest.raises(NotExpressible, match="LLAMA_ARG_WARP_DRIVE"):
+        read_flags(["LLAMA_ARG_WARP_DRIVE=1", "llama-server"])
+
+
+def test_without_fitting_every_layer_goes_to_the_gpu() -> None:
+    assert homes(read("llama-server -m x.gguf --fit off")) == ["gpu0"] * 32
+
+
+def test_one_gpu_takes_all_layers_where_the_split_says_none() -> None:
+    assert set(homes(read("llama-server -m x.gguf -ngl 99 -sm none -mg 1", TWO))) == {"gpu1"}
+    understood = read("llama-server -m x.gguf -ngl 99 -sm row", TWO)
+    assert any("-sm row" in text for text in understood.warnings)
+
+
+def test_a_tied_output_is_named_after_the_embedding() -> None:
+    understood = read(
+        r"llama-server -m x.gguf -ngl 99 -ot '^token_embd\.weight$=CPU'", ONE, "llama-3.2-1b", strict=True
+    )
+    assert (understood.plan.output, understood.plan.embedding) == (RAM, RAM)
+    assert "token_embd" in LlamaCpp().command(understood.setup, understood.plan)
+
+
 def test_environment_paths_and_old_names_are_accepted() -> None:
     for words in (
         "CUDA_VISIBLE_DEVICES=0 ./build/bin/llama-cli -m x.gguf -ngl 5",
@@ -220,7 +270,6 @@ WRONG = {
     "-ot 'ffn=CUDA9'": "CUDA9",
     "-ot '(ffn=CPU'": "-ot",
     "-ot '(a+)+$=CPU'": "-ot",
-    "-ot '(a*)*b=CPU'": "-ot",
     "-ot '((a|b)*c)*=CPU'": "-ot",
     "--frobnicate": "--frobnicate",
     "-ctk q9_9": "q9_9",
@@ -228,19 +277,36 @@ WRONG = {
     "--n-cpu-moe 1e9": "--n-cpu-moe",
     "--n-cpu-moe 99999999": "--n-cpu-moe",
     "-ngl 99999999999999999999": "-ngl",
+    "-ngl 5 --n-gpu-layers 6": "'--n-gpu-layers 5' and '--n-gpu-layers 6' contradict",
+    "-c 4096 -ngl 9 --ctx-size 8192": "--ctx-size 8192",
+    "-nkvo --kv-offload": "--no-kv-offload",
+    "--mmap --no-mmap": "--no-mmap",
+    "--cpu-moe --n-cpu-moe 3": "--cpu-moe",
+    "-sm none -ts 1,1": "-ts",
+    "-sm sideways": "-sm",
+    "-ngl 9 -mg 3": "-mg",
+    "--fit maybe": "--fit",
+    "-ngl 9 -ot nothing=CPU": "matches no tensor",
+    "-ngl 9 -ot ffn=CPU -ot ffn_up=CUDA0": "'ffn_up' matches no tensor",
+    "-ngl 9 -ot '.*=CPU'": "matches every tensor",
+    "-ngl 9 -ot 'w=CPU'": "matches every tensor",
+    "-ot '(?!up)ffn=CPU'": "looking ahead",
+    r"-ot '(a)\1=CPU'": "-ot",
+    "-ot 'a{2001}=CPU'": "counts go from",
 }
 
 
 @pytest.mark.parametrize("flags", WRONG)
 def test_wrong_values_are_refused_with_the_flag(flags: str) -> None:
     with pytest.raises(StowplanError) as caught:
-        understood = read(f"llama-server -m x.gguf {flags}")
+        understood = read(f"llama-server -m x.gguf {flags}", strict=True)
         LlamaCpp().run(understood.setup, understood.plan)
     assert WRONG[flags] in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 HOSTILE = [
+    "(a*)*b",
     "(a+)+$",
     "(a|aa)+$",
     "(.*)*x",

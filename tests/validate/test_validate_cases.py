@@ -18,9 +18,10 @@ from stowplan.machines.compose import load_machine
 from stowplan.machines.machine import Machine
 from stowplan.models.library import load_model
 from stowplan.models.model import Model
-from stowplan.validate.cases import Case, load_cases, load_skipped, read_cases, split_of
+from stowplan.validate.cases import Case, load_cases, read_cases, split_of
+from stowplan.validate.unexpressed import load_unexpressed
 
-RECORDS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "measurements" / "community.json"
+RECORDS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "measurements"
 MINIMAL = """
 [[case]]
 id = "x1"
@@ -112,6 +113,8 @@ def test_every_machine_and_model_resolves() -> None:
         assert (case.kind == "cpu-only") == (not machine.gpus), case.id
         gpu_memory = sum(gpu.memory.value for gpu in machine.gpus)
         whole = "--compress-weight" not in case.command
+        if case.out_of_memory:
+            continue
         if case.kind == "full-gpu" and whole:
             assert model.weight_bytes <= gpu_memory, case.id
         if case.kind != "disk" and whole:
@@ -189,14 +192,25 @@ def test_accelerate_device_maps_are_json_and_cover_their_kind() -> None:
         assert ("cpu" in device_map) == (case.kind in ("partial", "disk"))
 
 
-def test_every_collected_record_is_a_case_or_skipped_with_a_reason() -> None:
-    if not RECORDS.is_file():
+@pytest.mark.parametrize("name", ["community.json", "papers.json"])
+def test_every_collected_record_is_a_case_or_left_out_with_a_reason(name: str) -> None:
+    if not RECORDS.is_dir():
         pytest.skip("the collected measurements are not part of the project")
-    known = {record["id"] for record in json.loads(RECORDS.read_text(encoding="utf-8"))}
-    used, skipped = {case.record for case in load_cases()}, load_skipped()
-    assert known <= used | set(skipped)
-    assert not used & set(skipped)
-    assert all(reason.strip() for reason in skipped.values())
+    known = {record["id"] for record in json.loads((RECORDS / name).read_text(encoding="utf-8"))}
+    used = {case.record for case in load_cases()} | {each for case in load_cases() for each in case.records}
+    left_out = {each for group in load_unexpressed() for each in group.ids}
+    assert known <= used | left_out
+    assert not used & left_out
+
+
+def test_runs_that_ran_out_of_memory_report_nothing_else(tmp_path: Path) -> None:
+    ended = MINIMAL.replace("decode_tokens_per_s = 20", "out_of_memory = true")
+    (case,) = read_cases(written(tmp_path, ended))
+    assert case.out_of_memory
+    assert case.measured.decode_tokens_per_s is None
+    both = MINIMAL.replace("decode_tokens_per_s = 20", "decode_tokens_per_s = 20, out_of_memory = true")
+    with pytest.raises(BadFile, match="out_of_memory stands alone"):
+        list(read_cases(written(tmp_path, both)))
 
 
 def test_points_inherit_and_fill_in_the_command(tmp_path: Path) -> None:
@@ -230,7 +244,8 @@ def test_points_inherit_and_fill_in_the_command(tmp_path: Path) -> None:
         ("decode_tokens_per_s = 20", "decode = 20", "measured.decode"),
         ("decode_tokens_per_s = 20", "decode_tokens_per_s = 0", "decode_tokens_per_s"),
         ("decode_tokens_per_s = 20", "decode_tokens_per_s = nan", "decode_tokens_per_s"),
-        ("decode_tokens_per_s = 20", 'gpu_memory = "3 GiB"', "no speed"),
+        ("decode_tokens_per_s = 20", "", "holds nothing"),
+        ("decode_tokens_per_s = 20", "out_of_memory = false", "out_of_memory"),
         ("decode_tokens_per_s = 20", 'gpu_memory = "3"', "gpu_memory"),
         ("generate = 128", "generate = 0", "decode speed"),
         ('confidence = "read"', 'confidence = "read"\nsped = 3', "sped"),

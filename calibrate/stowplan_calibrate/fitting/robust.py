@@ -27,6 +27,9 @@ REJECT = 5.0
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 _MAD_TO_SD = 1.4826
 _ROUNDS = 3
+_EVALUATIONS = 100
+_STEP = 1e-3
+"""Relative step of the derivatives: models with a best-of choice inside are not smooth on finer scales."""
 _SCALE = 0.1
 """Log residual at which the soft L1 loss passes from quadratic to linear."""
 
@@ -99,7 +102,7 @@ def fit(
         return np.log(predicted) - measured
 
     kept = np.ones(len(measured), dtype=bool)
-    for _ in range(_ROUNDS):
+    for last in (False,) * (_ROUNDS - 1) + (True,):
         found = least_squares(
             lambda scaled, kept=kept: residuals(scaled)[kept],
             place,
@@ -107,11 +110,13 @@ def fit(
             loss="soft_l1",
             f_scale=_SCALE,
             x_scale="jac",
+            diff_step=_STEP,
+            max_nfev=_EVALUATIONS,
         )
         place = found.x
         left = residuals(place)
         now = np.abs(left - np.median(left[kept])) <= reject * max(_robust_sd(left[kept]), 1e-12)
-        if np.array_equal(now, kept) or now.sum() <= len(names):
+        if last or np.array_equal(now, kept) or now.sum() <= len(names):
             break
         kept = now
     left = residuals(place)

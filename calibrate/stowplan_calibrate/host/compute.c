@@ -69,6 +69,7 @@ typedef struct {
     const float *x;
     const int8_t *codes;
     const float *scales;
+    const int *sums;
     float *y;
     size_t rows, columns;
 } product;
@@ -105,32 +106,50 @@ static float dot_bf16(const uint8_t *row, const product *p) {
     return total;
 }
 
+static float scale_of(const uint8_t *block) {
+    uint16_t bits;
+    memcpy(&bits, block, 2);
+    return widen(bits);
+}
+
+static int dot_codes(const int8_t *w, const int8_t *x) {
+    int sum = 0;
+    for (int j = 0; j < BLOCK; j++) sum += (int16_t)w[j] * (int16_t)x[j];
+    return sum;
+}
+
 static float dot_q8(const uint8_t *row, const product *p) {
     float total = 0.0f;
-    for (size_t b = 0; b < p->columns / BLOCK; b++, row += 34) {
-        const int8_t *w = (const int8_t *)(row + 2), *x = p->codes + b * BLOCK;
-        int sum = 0;
-        for (int j = 0; j < BLOCK; j++) sum += (int16_t)w[j] * (int16_t)x[j];
-        uint16_t scale;
-        memcpy(&scale, row, 2);
-        total += widen(scale) * p->scales[b] * (float)sum;
-    }
+    for (size_t b = 0; b < p->columns / BLOCK; b++, row += 34)
+        total += scale_of(row) * p->scales[b] * (float)dot_codes((const int8_t *)(row + 2), p->codes + b * BLOCK);
     return total;
+}
+
+#define AHEAD 16 /* blocks unpacked together, so that no load waits for the stores just before it */
+
+/* Codes 0 to 15 of some blocks, eight at a time; what they are above 8 is put right by the sums of x. */
+static void unpack(uint8_t *to, const uint8_t *row, size_t blocks) {
+    const uint64_t low = 0x0f0f0f0f0f0f0f0fu;
+    for (size_t b = 0; b < blocks; b++, row += 18, to += BLOCK) {
+        uint64_t packed[2], codes[4];
+        memcpy(packed, row + 2, 16);
+        codes[0] = packed[0] & low, codes[1] = packed[1] & low;
+        codes[2] = packed[0] >> 4 & low, codes[3] = packed[1] >> 4 & low;
+        memcpy(to, codes, BLOCK);
+    }
 }
 
 static float dot_q4(const uint8_t *row, const product *p) {
     float total = 0.0f;
-    for (size_t b = 0; b < p->columns / BLOCK; b++, row += 18) {
-        const uint8_t *w = row + 2;
-        const int8_t *x = p->codes + b * BLOCK;
-        int sum = 0;
-        for (int j = 0; j < BLOCK / 2; j++) {
-            sum += (int16_t)((w[j] & 15) - 8) * (int16_t)x[j];
-            sum += (int16_t)((w[j] >> 4) - 8) * (int16_t)x[j + BLOCK / 2];
+    uint8_t w[AHEAD * BLOCK];
+    size_t blocks = p->columns / BLOCK;
+    for (size_t b = 0; b < blocks; b += AHEAD) {
+        size_t here = blocks - b < AHEAD ? blocks - b : AHEAD;
+        unpack(w, row + b * 18, here);
+        for (size_t i = 0; i < here; i++) {
+            int sum = dot_codes((const int8_t *)w + i * BLOCK, p->codes + (b + i) * BLOCK) - 8 * p->sums[b + i];
+            total += scale_of(row + (b + i) * 18) * p->scales[b + i] * (float)sum;
         }
-        uint16_t scale;
-        memcpy(&scale, row, 2);
-        total += widen(scale) * p->scales[b] * (float)sum;
     }
     return total;
 }
@@ -164,21 +183,28 @@ double stow_gemv(int format, const uint8_t *weights, const float *x, float *y, s
     if (columns % BLOCK || format < 0 || format > 3) return -1.0;
     int8_t *codes = malloc(columns);
     float *scales = malloc(columns / BLOCK * sizeof(float));
-    if (!codes || !scales) {
+    int *sums = malloc(columns / BLOCK * sizeof(int));
+    if (!codes || !scales || !sums) {
         free(codes);
         free(scales);
+        free(sums);
         return -1.0;
     }
     for (size_t b = 0; b < columns / BLOCK; b++) {
         float largest = 1e-20f;
         for (int j = 0; j < BLOCK; j++) largest = fmaxf(largest, fabsf(x[b * BLOCK + j]));
         scales[b] = largest / 127.0f;
-        for (int j = 0; j < BLOCK; j++) codes[b * BLOCK + j] = (int8_t)lrintf(x[b * BLOCK + j] / scales[b]);
+        sums[b] = 0;
+        for (int j = 0; j < BLOCK; j++) {
+            codes[b * BLOCK + j] = (int8_t)lrintf(x[b * BLOCK + j] / scales[b]);
+            sums[b] += codes[b * BLOCK + j];
+        }
     }
-    product task = {format, weights, x, codes, scales, y, rows, columns};
+    product task = {format, weights, x, codes, scales, sums, y, rows, columns};
     double seconds = stow_run(do_gemv, &task, threads);
     free(codes);
     free(scales);
+    free(sums);
     return seconds;
 }
 

@@ -8,8 +8,10 @@ from functools import partial
 
 import numpy as np
 
+from stowplan_calibrate.host.library import HostLibrary
 from stowplan_calibrate.measuring import Point, Surroundings
-from stowplan_calibrate.sampling import timed
+from stowplan_calibrate.results import Parameter
+from stowplan_calibrate.sampling import Taken, timed
 
 CHAIN_ADDS, FMA_CHAINS = 16, 12
 GEMV_FORMATS = {"f32": 0, "bf16": 1, "q8_0": 2, "q4_0": 3}
@@ -54,7 +56,7 @@ def gemv(around: Surroundings) -> Iterator[Sequence[Point]]:
         rows, columns = _GEMV_SHAPES[0]
         matrix, vector = np.ones((rows, columns), np.float32), np.ones(columns, np.float32)
         amounts = {"bytes": float(matrix.nbytes), "flops": 2.0 * matrix.size}
-        parameters = {"format": "f32", "rows": rows, "columns": columns, "kernel": "numpy"}
+        parameters: dict[str, Parameter] = {"format": "f32", "rows": rows, "columns": columns, "kernel": "numpy"}
         yield [Point(parameters, amounts, timed(lambda: matrix @ vector))]
         return
     library = around.library
@@ -122,7 +124,6 @@ def attention(around: Surroundings) -> Iterator[Sequence[Point]]:
     yield points
 
 
-def _owning(_arrays: tuple[object, ...], library: object, name: str, *arguments: object) -> float:
+def _owning(_arrays: tuple[object, ...], library: HostLibrary, name: str, *arguments: object) -> Taken:
     """One call of the library that keeps the arrays alive whose addresses it is given."""
-    seconds: float = library.seconds(name, *arguments)  # type: ignore[attr-defined]
-    return seconds
+    return library.seconds(name, *arguments)

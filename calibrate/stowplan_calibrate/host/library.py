@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stowplan_calibrate.building import CannotMeasure, build, compiler_version, find_compiler
+from stowplan_calibrate.sampling import Taken
 
 _FOLDER = Path(__file__).resolve().parent
 _SOURCES = ("team.c", "memory.c", "compute.c", "disk.c")
@@ -48,8 +49,8 @@ class HostLibrary:
     compiler: str
     functions: ctypes.CDLL
 
-    def seconds(self, name: str, *arguments: object) -> float:
-        """Seconds that one call took.
+    def seconds(self, name: str, *arguments: object) -> Taken:
+        """Seconds that one call took, and the share of them in which its threads were on cores.
 
         Raises:
             CannotMeasure: the call failed: memory, threads or a file could not be had.
@@ -57,7 +58,7 @@ class HostLibrary:
         taken = float(getattr(self.functions, name)(*arguments))
         if taken < 0.0:
             raise CannotMeasure(f"{name.removeprefix('stow_')} failed on this computer (code {-taken:.0f})")
-        return taken
+        return Taken(taken, float(self.functions.stow_running()))
 
     def raw(self, name: str, *arguments: object) -> float:
         """What one call returned, an error number below zero included."""
@@ -86,5 +87,6 @@ def load_host_library(compilers: Sequence[str] = ("cc", "gcc", "clang")) -> Host
         function = getattr(functions, name)
         function.argtypes, function.restype = arguments, _DOUBLE
     functions.stow_vector_width.restype = _INT
+    functions.stow_running.restype = _DOUBLE
     functions.stow_forget.argtypes = [_PATH]
     return HostLibrary(compiler_version(compiler), functions)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan_calibrate.measuring import Point, Surroundings
-from stowplan_calibrate.sampling import timed
+from stowplan_calibrate.sampling import Taken, timed
 
 Floats = NDArray[np.float32]
 _MOST_BYTES = 2**30
@@ -55,7 +55,7 @@ def copies(around: Surroundings) -> Iterator[Sequence[Point]]:
         return
     library = around.library
 
-    def run(threads: int) -> float:
+    def run(threads: int) -> Taken:
         return library.seconds("stow_copy", a.ctypes.data, b.ctypes.data, a.size, threads)
 
     yield _by_threads(around, a, amounts, run)
@@ -71,7 +71,7 @@ def triads(around: Surroundings) -> Iterator[Sequence[Point]]:
         return
     library = around.library
 
-    def run(threads: int) -> float:
+    def run(threads: int) -> Taken:
         return library.seconds("stow_triad", a.ctypes.data, b.ctypes.data, c.ctypes.data, a.size, threads)
 
     yield _by_threads(around, a, amounts, run)
@@ -92,9 +92,7 @@ def anonymous_faults(around: Surroundings) -> Iterator[Sequence[Point]]:
     ][: 2 if around.cores > 1 else 1]
 
 
-def _by_threads(
-    around: Surroundings, a: Floats, amounts: dict[str, float], run: Callable[[int], float]
-) -> list[Point]:
+def _by_threads(around: Surroundings, a: Floats, amounts: dict[str, float], run: Callable[[int], Taken]) -> list[Point]:
     return [
         Point({"threads": threads, "bytes": a.nbytes}, amounts, partial(run, threads))
         for threads in around.thread_counts

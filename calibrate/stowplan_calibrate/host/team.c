@@ -15,14 +15,18 @@ typedef struct {
     stow_member member;
     stow_work work;
     gate *start;
-    double ended;
+    double ended, busy;
 } runner;
 
-double stow_now(void) {
+static _Thread_local double last_running = 1.0;
+
+static double now_on(clockid_t clock) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
+
+double stow_running(void) { return last_running; }
 
 void stow_share(const stow_member *member, size_t total, size_t grain, size_t *first, size_t *last) {
     size_t pieces = (total + grain - 1) / grain;
@@ -30,6 +34,13 @@ void stow_share(const stow_member *member, size_t total, size_t grain, size_t *f
     *last = pieces * (size_t)(member->index + 1) / (size_t)member->count * grain;
     if (*last > total) *last = total;
     if (*first > total) *first = total;
+}
+
+static void do_work(runner *self) {
+    double began = now_on(CLOCK_THREAD_CPUTIME_ID);
+    self->work(&self->member);
+    self->busy = now_on(CLOCK_THREAD_CPUTIME_ID) - began;
+    self->ended = now_on(CLOCK_MONOTONIC);
 }
 
 static void *run_one(void *given) {
@@ -40,8 +51,7 @@ static void *run_one(void *given) {
         nanosleep(&pause, NULL);
     }
     if (atomic_load(&self->start->failed)) return NULL;
-    self->work(&self->member);
-    self->ended = stow_now();
+    do_work(self);
     return NULL;
 }
 
@@ -52,7 +62,7 @@ double stow_run(stow_work work, void *task, int count) {
     gate start = {0, 0, 0};
     int made = 0;
     for (int i = 0; i < count; i++) {
-        team[i] = (runner){{i, count, task}, work, &start, 0.0};
+        team[i] = (runner){{i, count, task}, work, &start, 0.0, 0.0};
     }
     for (int i = 1; i < count; i++, made++) {
         if (pthread_create(&threads[i], NULL, run_one, &team[i]) != 0) {
@@ -64,13 +74,17 @@ double stow_run(stow_work work, void *task, int count) {
         struct timespec pause = {0, 20000};
         nanosleep(&pause, NULL);
     }
-    double began = stow_now();
+    double began = now_on(CLOCK_MONOTONIC);
     atomic_store(&start.open, 1);
-    if (!atomic_load(&start.failed)) work(&team[0].member);
-    double ended = stow_now();
+    int failed = atomic_load(&start.failed);
+    if (!failed) do_work(&team[0]);
+    double ended = team[0].ended, busy = team[0].busy;
     for (int i = 1; i <= made; i++) {
         pthread_join(threads[i], NULL);
         if (team[i].ended > ended) ended = team[i].ended;
+        if (team[i].busy > busy) busy = team[i].busy;
     }
-    return atomic_load(&start.failed) ? -1.0 : ended - began;
+    if (failed || ended <= began) return -1.0;
+    last_running = busy < ended - began ? busy / (ended - began) : 1.0;
+    return ended - began;
 }

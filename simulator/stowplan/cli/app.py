@@ -12,7 +12,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stowplan.cli import batching, listing, planning, predicting, replaying, schemas, showing, traces
+from stowplan.cli import (
+    batching,
+    calibrating,
+    comparing,
+    exporting,
+    importing,
+    listing,
+    planning,
+    predicting,
+    replaying,
+    schemas,
+    showing,
+    traces,
+    validating,
+    whatif,
+)
 from stowplan.errors import StowplanError
 
 _INTERRUPTED = 130
@@ -73,10 +88,17 @@ def _root(
 
 app.command("plan", help="The best plan, what limits it, and the command.")(planning.plan)
 app.command("predict", help="What a plan file or a command will do, and why.")(predicting.predict)
-app.command("export", help="The engine's own command of a plan file.")(planning.export)
+app.command("compare", help="Published systems side by side, each with its best plan.")(comparing.compare)
+app.command("whatif", help="What would help: upgrades, sweeps, break-even points.")(whatif.whatif)
+app.command("export", help="A plan in an engine's own words: a command or a folder.")(exporting.export)
+app.command("import", help="The plan that a command or a file of an engine states.")(importing.import_)
 app.command("batch", help="A file of requests into batches, for the least time in all.")(batching.batch)
 app.command("replay", help="A trace through a plan: latencies, throughput, goodput.")(replaying.replay)
+app.command("validate", help="Published measurements against predictions: errors, intervals, winners.")(
+    validating.validate
+)
+app.add_typer(calibrating.app, name="calibrate", help="This machine, measured: profiles that later plans rest on.")
 app.add_typer(traces.app, name="traces", help="Request traces: list, statistics, synthetic ones, downloads.")
 app.command("list", help="Names of machines, parts, models, mixes, systems.")(listing.list_names)
 app.command("show", help="Facts of one thing, each with where it was read.")(showing.show)
-app.command("schema", help="The JSON schema of plan, prediction or answer.")(schemas.schema)
+app.command("schema", help="The JSON schema of a document.")(schemas.schema)

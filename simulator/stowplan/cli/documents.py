@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from stowplan.cli.validation_document import AblationDocument, ValidationDocument
 from stowplan.plan import Interval, MemoryUse, Plan, Prediction, Solver
 
 if TYPE_CHECKING:
@@ -84,7 +85,13 @@ class Answer(_Record):
     upgrades: list[Change] = []
 
 
-SCHEMAS: Mapping[str, type[BaseModel]] = {"plan": Plan, "prediction": Prediction, "answer": Answer}
+SCHEMAS: Mapping[str, type[BaseModel]] = {
+    "plan": Plan,
+    "prediction": Prediction,
+    "answer": Answer,
+    "validation": ValidationDocument,
+    "ablation": AblationDocument,
+}
 
 
 def answer_of(planned: Planned, objective: str, simulated_s: float, changes: Sequence[Upgrade] = ()) -> Answer:

@@ -142,11 +142,13 @@ def _mixes() -> Rows:
 def _systems() -> Rows:
     from stowplan.cli.showing import first_sentence
     from stowplan.systems import list_systems, load_system
+    from stowplan.systems.published import load_published, published_keys
 
     rows = []
     for key in list_systems():
         system = load_system(key)
         rows.append([key, first_sentence(type(system).__module__)])
+    rows += [[key, load_published(key).idea] for key in published_keys() if key not in list_systems()]
     return ["system", "what it does"], rows
 
 

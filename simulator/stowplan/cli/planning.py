@@ -1,4 +1,4 @@
-"""`stowplan plan` and `stowplan export`."""
+"""`stowplan plan`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stowplan.cli.inputs import Context, Depth, Generate, Html, Json, On, Prompt, Quant, Set, Trace
-from stowplan.errors import DoesNotFit, InputError, NotExpressible
+from stowplan.errors import DoesNotFit, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -215,39 +215,3 @@ def _answer(
         tables.print_verbatim(documents.as_json(documents.answer_of(planned, objective, run.makespan, changes)))
         return
     tables.print_lines(answers.plan_answer(setup, planned, objective, run.graph.rates, run.makespan, changes))
-
-
-def export(
-    plan_file: Annotated[str, typer.Argument(metavar="PLAN.json", help="A plan that `stowplan plan -o` wrote.")],
-    engine: Annotated[
-        str | None, typer.Option("--engine", metavar="SYSTEM", help="The engine that must understand it.")
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write a script instead.")
-    ] = None,
-) -> None:
-    """Print the command that runs a plan."""
-    from pathlib import Path
-
-    from stowplan.cli import outputs, tables
-    from stowplan.machines import load_machine
-    from stowplan.models import load_model
-    from stowplan.plan import read_plan
-    from stowplan.planner.predict import make_setup
-    from stowplan.systems import load_system
-
-    stored = read_plan(Path(plan_file))
-    target = load_system(engine or stored.system)
-    if target.key != stored.system:
-        raise NotExpressible(
-            f"{plan_file} was made for {stored.system}; make one for {target.key} with "
-            f"`stowplan plan {stored.model} --system {target.key} --on ...`"
-        )
-    machine, model = load_machine(stored.machine, stored.set), load_model(stored.model, stored.quant)
-    setup = make_setup(machine, model, target, stored.settings.get("engine"))
-    command = target.command(setup, stored)
-    if output is None:
-        tables.print_verbatim(command)
-    else:
-        is_python = target.key == "accelerate"  # a device map is Python; every other engine has a command line
-        outputs.write_text(output, command if is_python else f"#!/bin/sh\nexec {command}\n")

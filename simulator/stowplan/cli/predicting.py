@@ -122,7 +122,7 @@ def _given(
     from stowplan.planner.commands import Hints, understand
 
     workload = checked_workload(asked)
-    hints = Hints(model=reference[0], quant=reference[1], workload=workload, release=release)
+    hints = Hints(model=reference[0], quant=reference[1], workload=workload, release=release, strict=True)
     understood = understand(words, load_machine(on, overrides), hints)
     return _Given(understood.setup, understood.plan, list(understood.warnings))
 

@@ -10,7 +10,9 @@ from stowplan.errors import InputError
 
 
 def schema(
-    document: Annotated[str, typer.Argument(metavar="plan|prediction|answer", help="Which document.")],
+    document: Annotated[
+        str, typer.Argument(metavar="DOCUMENT", help="plan, prediction, answer, validation or ablation.")
+    ],
 ) -> None:
     """Print the JSON schema of a document."""
     from stowplan.cli.documents import SCHEMAS, as_json

@@ -55,7 +55,7 @@ def _machine(name: str, overrides: list[str]) -> list[Line]:
     rates = [
         [figure, _rate(figure, number), number.kind.value, number.source]
         for figure, number in machine_figures(machine).items()
-        if not figure.endswith("unit_clock")  # a product of two facts below
+        if not figure.endswith(("unit_clock", "lanes"))  # facts below, and a product of two of them
     ]
     lines += table(["what it reaches", *_HEADER[1:]], rates)
     for title, kind, part in _parts(machine):
@@ -79,6 +79,8 @@ def _rate(figure: str, number: Number) -> str:
 
     if figure.endswith("power"):
         return f"{number.value:.0f} W"
+    if figure.endswith("flop_energy"):
+        return f"{1e12 * number.value:.1f} pJ/FLOP"
     if "clock" in figure:
         return format_rate(number.value, "Hz")
     if ".peak." in figure:
@@ -187,8 +189,12 @@ def _format(name: str) -> list[Line]:
 
 def _system(name: str) -> list[Line]:
     from stowplan.cli.tables import Line, paragraph, table
-    from stowplan.systems import load_system
+    from stowplan.systems import list_systems, load_system
 
+    if name not in list_systems():
+        from stowplan.cli.showing_published import published_lines
+
+        return published_lines(name)
     system = load_system(name)
     lines = [Line(f"  {system.title}", "answer"), Line("")]
     for text in (sys.modules[type(system).__module__].__doc__ or "").split("\n\n"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from stowplan.errors import BadFile, InputError, UnknownName
 from stowplan.machines import library
+from stowplan.machines.constants import read_constants
 from stowplan.machines.library import given
 from stowplan.machines.machine import Cpu, Disk, Gpu, Link, Machine, Memory, Number, SourceKind
 from stowplan.machines.overrides import apply_overrides
@@ -183,9 +184,13 @@ def _add_disks(parts: _Parts, item: str) -> None:
 
 def _from_file(spec: str) -> Machine:
     path = library.find_file("machine", spec)
-    fields = read_part("machine", library.read_raw(path), str(path))
+    raw = dict(library.read_raw(path))
+    raw.pop("parts", None)  # read where the machine names them
+    constants = read_constants(raw.pop("constants", {}), str(path))
+    fields = read_part("machine", raw, str(path))
     try:
-        return _join(_parts_of(fields, path), path.stem, spec, fields["name"])
+        machine = _join(_parts_of(fields, path), path.stem, spec, fields["name"])
+        return replace(machine, constants=constants)
     except BadFile:
         raise
     except InputError as error:
@@ -217,7 +222,9 @@ def _parts_of(fields: Mapping[str, Any], path: Path) -> _Parts:
 
 
 def _beside(name: str, path: Path) -> str:
-    """A part's file is looked for beside the machine's file."""
+    """A part's file is looked for beside the machine's file, and ``#key`` in it."""
+    if name.startswith("#"):
+        return f"{path}{name}"
     return str(path.parent / Path(name).expanduser()) if library.names_a_file(name) else name
 
 

@@ -46,8 +46,11 @@ def list_keys(kind: PartKind) -> list[str]:
 
 
 def names_a_file(text: str) -> bool:
-    """Whether a part is named by the path of a TOML file instead of by its key."""
-    return text.endswith(".toml")
+    """Whether a part is named by the path of a TOML file instead of by its key.
+
+    ``#key``, in a machine's file, and ``machine.toml#key`` name a part that stands in the machine's own file.
+    """
+    return text.endswith(".toml") or text.startswith("#") or ".toml#" in text
 
 
 def find_file(kind: PartKind, name: str) -> Path:
@@ -104,6 +107,13 @@ def load_fields(kind: PartKind, name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UnknownName: no such part. BadFile, BadQuantity: its file is wrong.
     """
+    file, inside, part = name.partition(".toml#")
+    if inside:
+        path = Path(f"{file}.toml").expanduser()
+        parts = read_raw(path).get("parts")
+        if not isinstance(parts, dict) or not isinstance(parts.get(part), dict):
+            raise BadFile(f"{path}: '#{part}' is named, but there is no table [parts.{part}]")
+        return part, read_part(kind, parts[part], f"{path}: parts.{part}")
     path = find_file(kind, name)
     return path.stem, read_part(kind, read_raw(path), str(path))
 
@@ -131,6 +141,7 @@ def load_gpu(name: str) -> Gpu:
         unified=unified,
         unified_share=fields.get("unified_share"),
         peer_link=fields.get("peer_link"),
+        process=fields.get("process"),
         power=fields.get("power"),
         price=fields.get("price"),
     )

@@ -53,6 +53,8 @@ class Gpu:
         unified: whether its memory is the host's.
         unified_share: share of the host's memory that the GPU may use, when unified.
         peer_link: key of the GPU-to-GPU link (such as nvlink-4), or None for PCIe through the host.
+        process: manufacturing process (n4, 8n, 12n, 16n; n4-hbm, n7-hbm with HBM), which decides the energy of an
+            operation; None if unknown.
         power: board power in watts; price: US dollars; both optional.
     """
 
@@ -70,6 +72,7 @@ class Gpu:
     unified: bool = False
     unified_share: Number | None = None
     peer_link: str | None = None
+    process: str | None = None
     power: Number | None = None
     price: Number | None = None
 
@@ -165,6 +168,8 @@ class Machine:
         key: the machine's file name, or the composition text that made it.
         spec: text after ``--on`` that rebuilds this machine, overrides excluded.
         overrides: the ``--set path=value`` pairs applied, in order.
+        constants: constants of engines' kernels that were measured here, by name such as ``llama.cpp.cpu.gemv.q4_k``;
+            they replace the shipped ones.
         gpus: accelerators in device order; empty on a CPU-only machine.
         cpu, sockets: processor and how many of it.
         memory: host memory; for unified machines also the GPU's.
@@ -188,6 +193,7 @@ class Machine:
     network: Mapping[str, Link]
     reserved: Number
     overrides: tuple[tuple[str, str], ...] = ()
+    constants: Mapping[str, Number] = field(default_factory=dict)
 
     @property
     def settings(self) -> list[str]:

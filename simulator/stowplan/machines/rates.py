@@ -177,6 +177,11 @@ def peak(gpu: Gpu, arithmetic: str) -> Number:
     raise InputError(f"{gpu.key} states no peak for {arithmetic}; give one with gpu.{arithmetic}=...")
 
 
+def flop_energy(gpu: Gpu) -> Number | None:
+    """Joules of the board per FLOP of large products, by its manufacturing process; None where nobody measured it."""
+    return shared_rates().get(f"flop_energy_{gpu.process}")
+
+
 def launch_overhead(gpu: Gpu, *, graph: bool = False) -> Number:
     """Seconds that one small kernel costs in a stream, or in a captured graph."""
     name = "graph_launch" if graph else "launch"

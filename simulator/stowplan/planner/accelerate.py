@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from stowplan.errors import DoesNotFit
 from stowplan.plan import Workload
+from stowplan.planner.arrays import shadow_prices
 from stowplan.planner.predict import predict
 from stowplan.planner.programme import print_programme
-from stowplan.planner.relaxation import shadow_prices
 from stowplan.planner.result import Alternative, Planned, Request
 from stowplan.planner.serial_search import Found, SerialSearch, Weights
 from stowplan.systems.accelerate import Accelerate

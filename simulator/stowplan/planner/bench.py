@@ -18,7 +18,7 @@ from stowplan.plan import MemoryUse, Plan, Workload
 from stowplan.systems.base import RAM, Setup
 from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings, settings_of
-from stowplan.systems.serial import ChainTask, LayerPlaces, Price
+from stowplan.systems.serial import LayerPlaces, Price
 
 _PRICELESS = ("ubatch", "batch", "margin", "load_mode")
 """Settings that move no layer's price: how a prompt is cut is in the step, how weights are read is in the rates."""
@@ -27,6 +27,7 @@ _MOST_FAMILIES = 384
 """Families of prices that are kept: some 20 for each machine (its interval needs as many), about 20 MiB in all."""
 
 Prices = dict[tuple[int, LayerPlaces, Step], Price]
+EdgePrices = dict[tuple[tuple[str, ...], str, Step], Price]
 Outside = dict[tuple[str, bool], Mapping[str, float]]
 
 
@@ -54,7 +55,7 @@ class Bench:
     """Prices and buffers of the latest requests; for one thread of one process."""
 
     def __init__(self) -> None:
-        self._prices: _Shelf[Prices] = _Shelf(dict)
+        self._prices: _Shelf[tuple[Prices, EdgePrices]] = _Shelf(lambda: ({}, {}))
         self._outside: _Shelf[Outside] = _Shelf(dict)
         self._memory: tuple[tuple[object, ...], dict[str, MemoryUse]] | None = None
         self._counted: tuple[Sequence[LayerPlaces], Model, Counter[tuple[int, LayerPlaces]]] | None = None
@@ -63,8 +64,8 @@ class Bench:
         """llama.cpp on a setup, with what is known of it already."""
         return _BenchRun(self, setup, workload, settings)
 
-    def prices(self, run: LlamaCppRun) -> Prices:
-        """Prices of layers under a run's model, rates and settings."""
+    def prices(self, run: LlamaCppRun) -> tuple[Prices, EdgePrices]:
+        """Prices of layers, and of what is outside them, under a run's model, rates and settings."""
         machine, figures = run.setup.machine, run.setup.figures
         settings = run.settings.model_dump(exclude=set(_PRICELESS))
         family = (
@@ -129,7 +130,7 @@ class _BenchRun(LlamaCppRun):
     def __init__(self, bench: Bench, setup: Setup, workload: Workload, settings: LlamaCppSettings) -> None:
         super().__init__(setup, workload, settings)
         self._bench = bench
-        self._prices = bench.prices(self)
+        self._prices, self._edge_prices = bench.prices(self)
 
     def distinct(self, layers: Sequence[LayerPlaces]) -> Counter[tuple[int, LayerPlaces]]:
         return self._bench.distinct(self, layers)
@@ -147,11 +148,23 @@ class _BenchRun(LlamaCppRun):
 
     def overflow(self, memory: Mapping[str, MemoryUse], layers: Sequence[LayerPlaces]) -> None:
         spills = memory[RAM].used > memory[RAM].capacity
-        self._prices = {}  # with pages read from disk every price is another, and of this run only
+        self._prices, self._edge_prices = {}, {}  # with pages read from disk all prices are others, of this run only
         super().overflow(memory, layers)
         if not spills:
-            self._prices = self._bench.prices(self)
+            self._prices, self._edge_prices = self._bench.prices(self)
 
-    def edges(self, layers: Sequence[LayerPlaces], output: str, step: Step) -> list[ChainTask]:
-        changes = [next(same) for _, same in groupby(layers, key=lambda places: places.mixer)]
-        return super().edges(changes, output, step)
+    def step_price(self, layers: Sequence[LayerPlaces], output: str, step: Step) -> Price:
+        weighted = [
+            (self.price(self.classes[k].indices[0], places, step), float(n))
+            for (k, places), n in self.distinct(layers).items()
+        ]
+        return Price.total([*weighted, (self._edge_price(layers, output, step), 1.0)])
+
+    def _edge_price(self, layers: Sequence[LayerPlaces], output: str, step: Step) -> Price:
+        """Price outside the layers: it depends on where homes change, and on nothing else of the layers."""
+        homes = tuple(home for home, _ in groupby(places.mixer for places in layers))
+        known = self._edge_prices.get((homes, output, step))
+        if known is None:
+            first = [next(same) for _, same in groupby(layers, key=lambda places: places.mixer)]
+            known = self._edge_prices[homes, output, step] = Price.of(self.edges(first, output, step), self.rates)
+        return known

@@ -17,8 +17,10 @@ from stowplan.planner.predict import make_setup
 from stowplan.systems.base import Setup
 from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
 from stowplan.systems.llama_cpp_auto import automatic
-from stowplan.systems.llama_cpp_commands import make_plan, placement_from, settings_from, workload_from
-from stowplan.systems.llama_cpp_flags import Flags, read_flags
+from stowplan.systems.llama_cpp_commands import make_plan
+from stowplan.systems.llama_cpp_flags import read_flags
+from stowplan.systems.llama_cpp_reading import placement_from, settings_from, workload_from
+from stowplan.systems.llama_cpp_words import Flags
 
 _RUNTIME_MARGIN = 0  # a given command is judged as it is; plans keep a margin of their own
 
@@ -42,7 +44,9 @@ class Hints:
         workload: prompt and generation to predict for, where the command does not say.
         release: which rule ``-ngl`` follows, see `LlamaCppSettings.release`; None for the engine's current one.
         ik: whether the engine is ik_llama.cpp, where no flag gives it away.
+        built: day or month of the engine's build, see `LlamaCppSettings.built`; None for the newest.
         loaded: the model, where it is loaded already; `model` and `quant` then only name it.
+        strict: refuse patterns that match no tensor, or all of them; otherwise they are warned of.
     """
 
     model: str | None = None
@@ -50,7 +54,9 @@ class Hints:
     workload: Workload = field(default_factory=Workload)
     release: str | None = None
     ik: bool = False
+    built: str | None = None
     loaded: Model | None = None
+    strict: bool = False
 
 
 def understand(words: Sequence[str], machine: Machine, hints: Hints | None = None) -> Understood:
@@ -109,6 +115,7 @@ def _understand_llama_cpp(words: Sequence[str], machine: Machine, hints: Hints) 
     setup = make_setup(machine, loaded, LlamaCpp(), settings.engine)
     if hints.release is not None:
         settings = settings.model_copy(update={"release": hints.release})
+    settings = settings.model_copy(update={"built": hints.built})
     asked = workload_from(flags, hints.workload)
     count = _layer_count(flags, loaded, settings.release)
     if count is None:
@@ -118,7 +125,7 @@ def _understand_llama_cpp(words: Sequence[str], machine: Machine, hints: Hints) 
             flags.warnings.append("-ts is not followed, because the engine chooses the layers; add -ngl")
         flags.warnings.append("-ngl is not given: the engine fits the layers by itself; its own rule is followed here")
     else:
-        layers, output = placement_from(flags, machine, loaded, settings, count)
+        layers, output = placement_from(flags, machine, loaded, settings, count, strict=hints.strict)
     plan = make_plan(machine, reference, asked, settings, (layers, output))
     return Understood(setup, plan, LlamaCpp.key, flags.warnings)
 
@@ -131,7 +138,7 @@ def _layer_count(flags: Flags, model: Model, release: str) -> int | None:
         return 99 if len(model.layers) < 99 else len(model.layers) + 1
     if release != "current":
         return 0
-    return -2 if flags.overrides else None
+    return -2 if flags.overrides or not flags.fit else None
 
 
 def _model_of(flags: Flags, model: str | None, quant: str | None) -> tuple[str, str | None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stowplan.errors import DoesNotFit, NotExpressible, UnknownName
 from stowplan.planner.result import Alternative, Planned, Request
 from stowplan.systems import list_systems
+from stowplan.systems.published import load_published, published_keys
 
 if TYPE_CHECKING:
     from stowplan.planner.flexgen import RankedPolicy
@@ -24,9 +25,13 @@ def plan_for(system_key: str, request: Request) -> Planned:
         DoesNotFit: no placement satisfies the memory limits.
         NotExpressible: a setting or an objective that the system does not have.
     """
-    if system_key not in _PLANNERS:
-        raise UnknownName("system", system_key[:60], list_systems())
-    return _PLANNERS[system_key](request)
+    if system_key in _PLANNERS:
+        return _PLANNERS[system_key](request)
+    if system_key in published_keys():
+        from stowplan.planner.published import plan_published
+
+        return plan_published(load_published(system_key), request)
+    raise UnknownName("system", system_key[:60], [*list_systems(), *published_keys()])
 
 
 def _llama_cpp(request: Request) -> Planned:
@@ -39,6 +44,12 @@ def _accelerate(request: Request) -> Planned:
     from stowplan.planner.accelerate import plan_accelerate
 
     return plan_accelerate(request)
+
+
+def _vllm(request: Request) -> Planned:
+    from stowplan.planner.vllm import plan_vllm
+
+    return plan_vllm(request)
 
 
 def _flexgen(request: Request) -> Planned:
@@ -122,4 +133,5 @@ _PLANNERS: dict[str, Callable[[Request], Planned]] = {
     "llama.cpp": _llama_cpp,
     "accelerate": _accelerate,
     "flexgen": _flexgen,
+    "vllm": _vllm,
 }

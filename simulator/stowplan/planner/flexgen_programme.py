@@ -19,7 +19,7 @@ import pulp
 
 from stowplan.errors import NotExpressible
 from stowplan.plan import Solver
-from stowplan.planner.programme import proven_bound
+from stowplan.planner.arrays import proven_bound
 from stowplan.systems.base import RAM
 from stowplan.systems.flexgen_policy import GPU, FlexgenSettings
 
@@ -177,7 +177,7 @@ def solve(block: Block) -> tuple[FlexgenSettings, Solver] | None:
     objective = pulp.value(problem.objective)
     if objective is None:
         raise NotExpressible(f"the solver found no FlexGen policy within {_TIME_LIMIT_S:.0f} s; try fewer block shapes")
-    bound = proven_bound(problem, objective, "highs")
+    bound = proven_bound(problem.solverModel.getInfo(), objective)
     solver = Solver(
         name="highs",
         status=status,

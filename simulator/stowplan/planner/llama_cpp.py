@@ -8,10 +8,11 @@ from math import inf
 
 from stowplan.errors import DoesNotFit
 from stowplan.plan import Solver, Workload
+from stowplan.planner.arrays import shadow_prices
 from stowplan.planner.bench import Bench, BenchedLlamaCpp
-from stowplan.planner.predict import predict
-from stowplan.planner.programme import GAP, print_programme
-from stowplan.planner.relaxation import shadow_prices
+from stowplan.planner.counts import GAP
+from stowplan.planner.predict import predict_and_move
+from stowplan.planner.programme import print_programme
 from stowplan.planner.result import Alternative, Planned, Request
 from stowplan.planner.serial_search import Found, SerialSearch, Weights
 from stowplan.systems.base import RAM
@@ -64,7 +65,7 @@ class LlamaCppPlanner:
         plan = make_plan(
             request.setup.machine, request.model_reference, best.workload, best.settings, (found.layers, found.output)
         )
-        prediction = predict(request.setup, plan, self.system, self._solver(found))
+        prediction, moves = predict_and_move(request.setup, plan, self.system, self._solver(found))
         curve = {}
         for trial in sorted(winners, key=lambda t: -t.found.cost):
             evaluation, batch = trial.found.evaluation, trial.workload.batch
@@ -76,6 +77,8 @@ class LlamaCppPlanner:
             alternatives=self._alternatives(best, winners) if request.alternatives else [],
             worth=shadow_prices(found.programme),
             batch_curve=[curve[batch] for batch in sorted(curve)],
+            moves=moves,
+            programme=found.programme,
         )
 
     def _run(self, settings: LlamaCppSettings, workload: Workload) -> LlamaCppRun:

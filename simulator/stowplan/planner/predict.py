@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from stowplan.errors import NotExpressible
 from stowplan.figures import Figures, figures_for
+from stowplan.kernels import idle_rates
 from stowplan.machines.machine import Machine
 from stowplan.models.model import Model
 from stowplan.plan import Interval, Plan, Prediction, Rest, Solver
@@ -15,6 +16,7 @@ from stowplan.systems.base import Evaluation, Setup, System
 
 _Z80 = 1.2815515655446004  # 90th percentile of the normal distribution: an 80 % interval is +-1.28 deviations wide
 _NEGLIGIBLE = 1e-4
+_HOST_SHARE = 0.05  # of a phase's time, from which on host memory makes it less predictable
 _MINOR = 2e-3  # a resource that limits less of a step than this cannot move its time
 
 
@@ -24,10 +26,17 @@ def make_setup(machine: Machine, model: Model, system: System, variant: str | No
 
 
 @dataclass(frozen=True, slots=True)
-class _Move:
-    """How log times move when one figure gets worse by one standard deviation."""
+class Move:
+    """How log times move when one figure gets worse by one standard deviation.
+
+    Attributes:
+        name, source: the figure and where it was read.
+        sd: its relative standard deviation.
+        decode, prefill: magnitudes of the moves of the log times.
+    """
 
     name: str
+    source: str
     sd: float
     decode: float
     prefill: float
@@ -39,13 +48,21 @@ def predict(setup: Setup, plan: Plan, system: System, solver: Solver | None = No
     Raises:
         DoesNotFit, NotExpressible: see `stowplan.systems.base.System.evaluate`.
     """
+    return predict_and_move(setup, plan, system, solver)[0]
+
+
+def predict_and_move(
+    setup: Setup, plan: Plan, system: System, solver: Solver | None = None
+) -> tuple[Prediction, list[Move]]:
+    """What a plan will do, and how far each figure's uncertainty moves it; raises as `predict`."""
     evaluation = system.evaluate(setup, plan)
     moves = list(_moves(setup, plan, system, evaluation))
     spread = {
         phase: math.sqrt(
-            sum(getattr(move, phase) ** 2 for move in moves) + _model_sd(setup.figures, system, phase) ** 2
+            sum(getattr(move, phase) ** 2 for move in moves)
+            + model_sd(setup.figures, system.kernels, phase, shares) ** 2
         )
-        for phase in ("decode", "prefill")
+        for phase, shares in (("decode", evaluation.decode_shares), ("prefill", evaluation.prefill_shares))
     }
     workload = plan.workload
     decode_s, prefill_s = evaluation.decode_s, evaluation.prefill_s
@@ -64,7 +81,7 @@ def predict(setup: Setup, plan: Plan, system: System, solver: Solver | None = No
         command = system.command(setup, plan)
     except NotExpressible as error:
         warnings.append(str(error))
-    return Prediction(
+    prediction = Prediction(
         system=system.key,
         machine=setup.machine.name,
         model=setup.model.name,
@@ -87,16 +104,20 @@ def predict(setup: Setup, plan: Plan, system: System, solver: Solver | None = No
         command=command,
         warnings=warnings,
     )
+    return prediction, moves
 
 
-def _moves(setup: Setup, plan: Plan, system: System, base: Evaluation) -> Iterator[_Move]:
+def _moves(setup: Setup, plan: Plan, system: System, base: Evaluation) -> Iterator[Move]:
+    idle = idle_rates(setup.figures, system.kernels, setup.machine.cpu.isa, setup.model)
     for name in _relevant(setup.figures, system.kernels, base):
         sd = setup.figures.sd(name)
+        if sd == 0.0 or name in idle:
+            continue
         worse = system.evaluate(Setup(setup.machine, setup.model, setup.figures.scaled(name, math.exp(-sd))), plan)
         decode = abs(math.log(worse.decode_s / base.decode_s))
         prefill = abs(math.log(worse.prefill_s / base.prefill_s)) if base.prefill_s else 0.0
         if max(decode, prefill) > _NEGLIGIBLE:
-            yield _Move(name, sd, decode, prefill)
+            yield Move(name, setup.figures[name].source, sd, decode, prefill)
 
 
 def _relevant(figures: Figures, engine: str, base: Evaluation) -> Iterator[str]:
@@ -118,7 +139,7 @@ def _relevant(figures: Figures, engine: str, base: Evaluation) -> Iterator[str]:
             needed = computes if rate else "overhead" in limiting
         elif name.startswith(engine):
             needed = ".model_sd." not in name
-        elif ".peak." in name or name.endswith(("unit_clock", ".power")):
+        elif ".peak." in name or name.endswith(("unit_clock", ".power", ".flop_energy")):
             needed = computes and name.split(".")[0] in limiting
         elif ".h2d." in name or ".d2h." in name:
             needed = ".".join(name.split(".")[:2]) in limiting
@@ -128,9 +149,27 @@ def _relevant(figures: Figures, engine: str, base: Evaluation) -> Iterator[str]:
             yield name
 
 
-def _model_sd(figures: Figures, system: System, phase: str) -> float:
-    """What the model itself leaves unexplained: the spread of its residuals on measurements."""
-    return figures.get_value(f"{system.kernels}.model_sd.{phase}") or 0.0
+def model_sd(figures: Figures, engine: str, phase: str, shares: Mapping[str, float] | None = None) -> float:
+    """What the model itself leaves unexplained: the spread of its residuals on measurements; 0 where unknown.
+
+    With the phase's `shares` of time, it is that of the situation where the engine's file tells them apart: ``cpu`` (no
+    GPU), ``host`` (host memory beside GPUs), ``gpus`` (several of them, nothing in host memory).
+    """
+    common = figures.get_value(f"{engine}.model_sd.{phase}") or 0.0
+    if shares is None:
+        return common
+    return figures.get_value(f"{engine}.model_sd.{phase}_{_situation(shares)}") or common
+
+
+def _situation(shares: Mapping[str, float]) -> str:
+    total = sum(shares.values())
+    gpus = {name.split(".")[0] for name in shares if name.startswith("gpu") and not name.endswith(("h2d", "d2h"))}
+    host = sum(amount for name, amount in shares.items() if name.startswith("host.") or name.endswith(".h2d"))
+    if not gpus:
+        return "cpu"
+    if host > _HOST_SHARE * total:
+        return "host"
+    return "gpus" if len(gpus) > 1 else "gpu"
 
 
 def _interval(value: float, sd: float) -> Interval:
@@ -153,7 +192,7 @@ def _request_rate(evaluation: Evaluation, plan: Plan) -> float:
     return workload.batch * workload.generate / seconds if seconds else 0.0
 
 
-def _rests(figures: Figures, moves: list[_Move]) -> list[Rest]:
+def _rests(figures: Figures, moves: list[Move]) -> list[Rest]:
     ordered = sorted(moves, key=lambda move: (-max(move.decode, move.prefill), move.name))
     return [
         Rest(

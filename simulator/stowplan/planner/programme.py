@@ -1,70 +1,23 @@
-"""The placement programme of layer-synchronous systems: integer counts per class of layers and pattern.
+"""The placement programme of layer-synchronous systems, one function per constraint family with its inequality.
 
-Layers that no cost can tell apart form a class c; a pattern p is one way to place such a layer. n[c,p] counts the
-layers of class c that are placed by pattern p. Costs and bytes are sums over layers, so both are linear in n. One
-function per constraint family; each docstring holds its inequality.
+HiGHS takes it as arrays (`stowplan.planner.arrays`); through PuLP it is printed, and solved by CBC.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import pulp
 
 from stowplan.plan import Solver
+from stowplan.planner import arrays
+from stowplan.planner.arrays import Optimum
+from stowplan.planner.counts import GAP, TIME_LIMIT_S, Placement, Solved, homes_in_use, last_class, spread
 from stowplan.systems.base import RAM
-from stowplan.systems.serial import LayerPlaces
 
-GAP = 1e-3
-"""Relative gap at which a solution counts as optimal."""
-
-_TIME_LIMIT_S = 30.0
 _GIB = 2.0**30
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One pattern of one class: its cost in seconds and its bytes by tier."""
-
-    places: LayerPlaces
-    cost: float
-    bytes: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Data of one programme.
-
-    Attributes:
-        classes: layer indices of each class.
-        columns: patterns of each class.
-        homes: places that a mixer may live in, in the order that layers take them (host memory first).
-        room: bytes of each tier that layers may fill.
-        constant: seconds that no placement avoids.
-        spill_cost: seconds per byte of host memory beyond its room (pages read from disk); None where it may not.
-        last: home that the last layer must have, the last of `homes`; None where it is free.
-    """
-
-    classes: Sequence[Sequence[int]]
-    columns: Sequence[Sequence[Column]]
-    homes: Sequence[str]
-    room: Mapping[str, float]
-    constant: float = 0.0
-    spill_cost: float | None = None
-    last: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """An optimal placement: places of every layer, seconds, the proof, and what a byte of each tier is worth."""
-
-    layers: list[LayerPlaces]
-    cost: float
-    solver: Solver
 
 
 @dataclass(slots=True)
@@ -176,88 +129,36 @@ def solve(data: Placement, *, solver: str = "highs") -> Solved | None:
         solver: ``highs`` (in process) or ``cbc``.
     """
     started = time.perf_counter()
-    programme = build(data)
-    status = programme.problem.solve(_solver(solver))
-    if pulp.LpStatus[status] != "Optimal":
+    found = arrays.optimum(data) if solver == "highs" else _by_cbc(data)
+    if found is None:
         return None
-    objective = float(pulp.value(programme.problem.objective) or 0.0)
-    bound = proven_bound(programme.problem, objective, solver)
     report = Solver(
         name=solver,
-        status="optimal" if objective - bound <= GAP * max(objective, 1e-12) * 1.01 else "feasible",
-        objective=objective + data.constant,
-        bound=bound + data.constant,
-        gap=max(0.0, (objective - bound) / objective) if objective > 0 else 0.0,
+        status="optimal" if found.cost - found.bound <= GAP * max(found.cost, 1e-12) * 1.01 else "feasible",
+        objective=found.cost + data.constant,
+        bound=found.bound + data.constant,
+        gap=max(0.0, (found.cost - found.bound) / found.cost) if found.cost > 0 else 0.0,
         seconds=time.perf_counter() - started,
-        variables=programme.problem.numVariables(),
-        constraints=programme.problem.numConstraints(),
+        variables=found.variables,
+        constraints=found.constraints,
     )
+    return Solved(spread(data, found.counts), found.cost + data.constant, report)
+
+
+def _by_cbc(data: Placement) -> Optimum | None:
+    """CBC's optimum; it reports no bound through PuLP, but stops at the gap."""
+    programme = build(data)
+    with warnings.catch_warnings():  # PuLP 4 will call its CBC by another name
+        warnings.simplefilter("ignore", DeprecationWarning)
+        cbc = pulp.PULP_CBC_CMD(msg=False, gapRel=GAP, timeLimit=TIME_LIMIT_S)
+    if pulp.LpStatus[programme.problem.solve(cbc)] != "Optimal":
+        return None
+    cost = float(pulp.value(programme.problem.objective) or 0.0)
     counts = [[round(float(v.value() or 0.0)) for v in variables] for variables in programme.counts]
-    return Solved(_spread(data, counts), objective + data.constant, report)
+    variables, constraints = programme.problem.numVariables(), programme.problem.numConstraints()
+    return Optimum(counts, cost, cost * (1.0 - GAP), variables, constraints)
 
 
 def print_programme(data: Placement, path: str) -> None:
     """Write the programme in CPLEX's LP format."""
     build(data).problem.writeLP(path)
-
-
-def homes_in_use(data: Placement) -> list[str]:
-    """Homes that some pattern has, in the order that layers take them."""
-    used = {column.places.mixer for columns in data.columns for column in columns}
-    return [home for home in data.homes if home in used]
-
-
-def last_class(data: Placement) -> int:
-    """The class of the last layer."""
-    return max(range(len(data.classes)), key=lambda each: max(data.classes[each]))
-
-
-def _solver(name: str) -> pulp.LpSolver:
-    if name == "cbc":
-        with warnings.catch_warnings():  # PuLP 4 will call its CBC by another name
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return pulp.PULP_CBC_CMD(msg=False, gapRel=GAP, timeLimit=_TIME_LIMIT_S)
-    return pulp.HiGHS(msg=False, gapRel=GAP, timeLimit=_TIME_LIMIT_S, threads=1, random_seed=0)
-
-
-def proven_bound(problem: pulp.LpProblem, objective: float, solver: str) -> float:
-    """The proven bound. HiGHS leaves its dual bound stale when presolve ends the search; its gap is right then too."""
-    if solver == "cbc":  # CBC reports no bound through PuLP; it stops at the gap
-        return objective * (1.0 - GAP)
-    info = problem.solverModel.getInfo()
-    gap = float(info.mip_gap)
-    by_gap = objective - gap * abs(objective) if isfinite(gap) else float(info.mip_dual_bound)
-    return min(max(by_gap, float(info.mip_dual_bound)), objective)
-
-
-def _spread(data: Placement, counts: Sequence[Sequence[int]]) -> list[LayerPlaces]:
-    """Concrete layers: homes in order along the model; inside a home, the patterns with most in host memory first."""
-    layers: list[LayerPlaces | None] = [None] * sum(len(members) for members in data.classes)
-    for members, columns, numbers in zip(data.classes, data.columns, counts, strict=True):
-        order = sorted(
-            (p for p in range(len(columns)) if numbers[p]),
-            key=lambda p: (
-                data.homes.index(columns[p].places.mixer),
-                -columns[p].bytes.get(RAM, 0.0),
-                columns[p].places.ffn,
-            ),
-        )
-        sequence = [columns[p].places for p in order for _ in range(numbers[p])]
-        for index, places in zip(sorted(members), sequence, strict=True):
-            layers[index] = places
-    return [places for places in layers if places is not None]
-
-
-def undominated(columns: Sequence[Column]) -> list[Column]:
-    """Columns that no other column with the same home beats in cost and in every tier's bytes."""
-    kept: list[Column] = []
-    for column in sorted(columns, key=lambda c: (c.cost, sum(c.bytes.values()))):
-        beaten = any(
-            other.places.mixer == column.places.mixer
-            and other.cost <= column.cost
-            and all(other.bytes.get(tier, 0.0) <= column.bytes.get(tier, 0.0) for tier in {*other.bytes, *column.bytes})
-            for other in kept
-        )
-        if not beaten:
-            kept.append(column)
-    return kept

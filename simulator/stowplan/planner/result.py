@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from stowplan.systems.base import Setup
 
 if TYPE_CHECKING:
     from stowplan.planner.bench import Bench
+    from stowplan.planner.counts import Placement
+    from stowplan.planner.predict import Move
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Planned:
         alternatives: runners-up and the engine's own placements, best first.
         worth: seconds of the objective that one more byte of each tier saves (dual of the relaxed programme).
         batch_curve: (batch, decode tokens/s, TPOT in s, TTFT in s) of every batch size tried.
+        moves: how far each figure's uncertainty moves the prediction; empty where the planner keeps none.
+        programme: the winner's placement programme, None where there is no single one.
     """
 
     plan: Plan
@@ -81,3 +85,5 @@ class Planned:
     alternatives: list[Alternative]
     worth: Mapping[str, float]
     batch_curve: list[tuple[int, float, float, float]]
+    moves: Sequence[Move] = ()
+    programme: Placement | None = None

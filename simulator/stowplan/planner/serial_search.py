@@ -11,8 +11,9 @@ from stowplan.errors import DoesNotFit
 from stowplan.models.model import Layer
 from stowplan.ops import Step
 from stowplan.plan import Workload
-from stowplan.planner.programme import GAP, Column, Placement, Solved, solve, undominated
-from stowplan.planner.relaxation import lower_bound
+from stowplan.planner.arrays import lower_bound
+from stowplan.planner.counts import GAP, Column, Placement, Solved, undominated
+from stowplan.planner.programme import solve
 from stowplan.systems.base import RAM, Evaluation
 from stowplan.systems.serial import LayerPlaces, Price, SerialRun, sampled
 

@@ -18,7 +18,9 @@ from stowplan.routing.generate import RoutingProfile, generate
 from stowplan.routing.trace import RoutingTrace
 
 POLICIES = ("static", "lru", "lfu", "score", "belady")
-_SCORE_WEIGHT = 0.3  # of the newest scores in the running mean; the score cache of HybriMoE (section IV-C) smooths alike
+_SCORE_WEIGHT = (
+    0.3  # of the newest scores in the running mean; the score cache of HybriMoE (section IV-C) smooths alike
+)
 _WARM_UP = 0.2  # share of a trace that only fills the cache
 _TOKENS = 640
 _SEEDS = (1, 2)

@@ -62,9 +62,7 @@ def generate(profile: RoutingProfile, experts: int, active: int, tokens: int, se
         state = noise[0] if number == 0 else r * state + fresh * noise[number]
         scores[number] = p * popular + kept * state
     chosen = np.sort(np.argpartition(-scores, active - 1, axis=1)[:, :active], axis=1)
-    return RoutingTrace(
-        experts, tuple(map(tuple, chosen.tolist())), tuple(tuple(row) for row in scores.tolist())
-    )
+    return RoutingTrace(experts, tuple(map(tuple, chosen.tolist())), tuple(tuple(row) for row in scores.tolist()))
 
 
 def profile_for(model: str) -> RoutingProfile:

@@ -1,8 +1,8 @@
 """How local a trace's routing is, per segment of consecutive tokens (after arXiv:2505.16056).
 
-``segment_routing``: the share of a segment's requests that the best fixed group of experts of a given size covers (SRP).
-``segment_cache``: the hit rate of a cache that may choose its content anew for every segment, knowing the segment, and
-pays for each change by one miss (SCH). The paper recommends a cache of twice the active experts.
+``segment_routing``: the share of a segment's requests that the best fixed group of experts of a given size covers
+(SRP). ``segment_cache``: the hit rate of a cache that may choose its content anew for every segment, knowing the
+segment, and pays for each change by one miss (SCH). The paper recommends a cache of twice the active experts.
 """
 
 from __future__ import annotations

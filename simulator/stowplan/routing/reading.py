@@ -69,7 +69,8 @@ def _record(line: bytes, where: str) -> tuple[int, tuple[int, ...], tuple[float,
         raise BadFile(f"{where}: is not JSON ({error})") from error
     if not isinstance(found, dict) or not set(found) <= {"layer", "experts", "scores"}:
         raise BadFile(f"{where}: must be an object of layer, experts and perhaps scores")
-    layer, experts, scores = found.get("layer"), found.get("experts"), found.get("scores")
+    layer: Any = found.get("layer")
+    experts, scores = found.get("experts"), found.get("scores")
     if not _whole(layer) or not isinstance(experts, list) or not all(_whole(each) for each in experts):
         raise BadFile(f"{where}: layer must be a whole number and experts a list of whole numbers")
     if scores is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from stowplan.errors import InputError
 
@@ -66,5 +67,5 @@ def popularity_classes(popularity: Sequence[float], classes: int) -> list[tuple[
     ordered = sorted(popularity, reverse=True)
     count = min(classes, len(ordered))
     edges = [round(number * len(ordered) / count) for number in range(count + 1)]
-    groups = [ordered[first:last] for first, last in zip(edges, edges[1:], strict=False)]
+    groups = [ordered[first:last] for first, last in pairwise(edges)]
     return [(len(group), sum(group) / len(group)) for group in groups]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import BadFile, InputError
-from stowplan.serving.replay import Replay, State
+from stowplan.serving.outcome import Replay, State
 from stowplan.units import parse_quantity
 
 _PERCENTILES = (50, 90, 95, 99)
@@ -138,7 +138,7 @@ def summarise(replay: Replay, objective: Objective | None = None) -> Answers:
         goodput_per_s=None if within is None else within * rate,
         preemptions=int(replay.preemptions.sum()),
         preempted=int(np.count_nonzero(replay.preemptions)),
-        peak_cache=replay.peak_blocks / replay.kv_blocks,
+        peak_cache=replay.peak_share,
     )
 
 

@@ -48,7 +48,7 @@ class Chunked(Scheduler):
                 unfinished = run_chunked_lane(core, lane)
                 self._begun = _Begun(*unfinished) if unfinished else None
             calm += 1
-            if core.deadlines:
+            if core.impatient:
                 self._expire()
             if phase[core.steps % size] > core.free:
                 calm = 0
@@ -66,7 +66,7 @@ class Chunked(Scheduler):
                 arrival = waiting.next_arrival()
                 if arrival >= until:
                     return
-                core.now = max(core.now, arrival)
+                core.wait_until(arrival)
 
     @property
     def idle(self) -> bool:
@@ -136,6 +136,7 @@ def _mixed_step(
     attention += tables.decode_attention(batch, core.context)
     core.now += core.with_loads(tables.body[total] + tables.logits[batch + ended] + attention, total, loads) + copies
     core.passes += 1
+    core.tally[total] += 1
     if batch:
         core.store(1)
         core.complete()

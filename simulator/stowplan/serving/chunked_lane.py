@@ -46,6 +46,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
     reused = core.reused
     now, steps, batch, context = core.now, core.steps, core.batch, core.context
     free, lowest, head, prefills = core.free, core.lowest_free, waiting.next, 0
+    tally, idle = core.tally, 0.0
     begun, begun_done, begun_length = -1, 0, 0
     while True:
         start = steps % size
@@ -112,6 +113,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                         attention += per_sequence * batch + growth * context
                     attention += body[total] + logits[batch + len(done)]
                     now += core.with_loads(attention, total, loads) if loads else attention
+                    tally[total] += 1
                     if not batch:
                         prefills += 1
                     else:
@@ -151,6 +153,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
         if not batch:
             if change == inf:
                 break
+            idle += change - now
             now = change
             continue
         due = ends[0] >> bits
@@ -161,6 +164,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
             run = min(run, ceil(piece_ends[piece] - mean))
         step_s = fixed[batch] + growth * context
         if run == 1:
+            tally[batch] += 1
             now += step_s
             steps += 1
             context += batch
@@ -178,6 +182,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                     guess = steps_until(change, now, step_s, half, run)
                     until = now + guess * (step_s + half * (guess - 1))
                 run = guess
+            tally[batch] += run
             now = until
             steps += run
             context += batch * run
@@ -203,6 +208,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                         cache.shrink(free, now)
                     free -= cache.release(request)
                 free += (cached + round_up) // size
+    core.idle_s += idle
     core.passes += prefills + steps - core.steps
     core.now, core.steps, core.batch, core.context = now, steps, batch, context
     core.free, core.lowest_free, waiting.next = free, min(lowest, free), head

@@ -32,7 +32,7 @@ class Continuous(Scheduler):
             if lane is not None and calm >= _CALM_ROUNDS and not lane.back and not core.swapped:
                 run_fast_lane(core, lane)
             calm += 1
-            if core.deadlines:
+            if core.impatient:
                 core.expire()
             if not core.swapped and self._prefill():
                 continue
@@ -47,7 +47,7 @@ class Continuous(Scheduler):
             arrival = waiting.next_arrival()
             if arrival >= until:
                 return
-            core.now = max(core.now, arrival)
+            core.wait_until(arrival)
 
     @property
     def idle(self) -> bool:
@@ -55,13 +55,13 @@ class Continuous(Scheduler):
         core = self.core
         return not core.batch and not core.swapped and core.waiting.head(core.now) < 0
 
-    def _prefill(self) -> bool:
-        """One step of the prompts that can be admitted; False if there are none."""
+    def _prefill(self) -> list[int]:
+        """One step of the prompts that can be admitted; returns their requests."""
         core = self.core
         waiting, limits, now = core.waiting, core.limits, core.now
         request = waiting.head(now)
         if request < 0:
-            return False
+            return []
         tables, size, room = core.tables, limits.block_tokens, limits.max_running - core.batch
         admitted: list[tuple[int, int]] = []
         loads: list[Found] = []
@@ -81,10 +81,11 @@ class Continuous(Scheduler):
             loads.append(found)
             request = waiting.head(now)
         if not admitted:
-            return False
+            return []
         compute = tables.body[tokens] + tables.logits[len(admitted)] + attention
         core.now = now + core.with_loads(compute, tokens, loads)
         core.passes += 1
+        core.tally[tokens] += 1
         for request, length in admitted:
             core.emit_after_prefill(request, length)
-        return True
+        return [request for request, _ in admitted]

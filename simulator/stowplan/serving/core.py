@@ -24,10 +24,12 @@ from math import ceil, inf, nan, sqrt
 
 from stowplan.serving.limits import Limits
 from stowplan.serving.prefix_cache import Found, PrefixCache
-from stowplan.serving.queues import WaitingQueue
+from stowplan.serving.queues import Impatient, WaitingQueue
 from stowplan.serving.tables import StepTables
 
 _NOTHING = Found(0, 0)
+_ANY = 2**62
+"""Steps of decoding at a time that nobody reaches."""
 
 
 class Core:
@@ -43,10 +45,11 @@ class Core:
 
     Attributes:
         now: seconds at the current step boundary.
-        horizon: decode stops at the first boundary at or after this moment.
+        horizon, longest_run: decode stops at the first boundary at or after this moment, and after so many steps.
         batch, context: decoding sequences and the cached tokens between them.
         free: free blocks; lowest_free: the fewest there ever were.
-        steps: decode steps so far; passes: steps of any kind.
+        steps: decode steps so far; passes: steps of any kind; tally: passes by the tokens that they processed.
+        idle_s: seconds in which nothing ran.
         started, first, finished: seconds by request: first scheduled, first token, last token.
         preemptions: by request, where there were any.
         given_up: tokens that had been generated when the client stopped waiting, by request.
@@ -70,7 +73,7 @@ class Core:
         self.tables, self.cache, self.patience_s = tables, cache, patience_s
         self.full = [p + o - 1 for p, o in zip(prompt, output, strict=True)]
         self.reserve = limits.reserve
-        self.now, self.horizon = 0.0, inf
+        self.now, self.horizon, self.longest_run = 0.0, inf, _ANY
         self.batch = self.context = self.steps = self.passes = 0
         self.free = self.lowest_free = limits.kv_blocks
         self.free_swap = limits.swap_blocks
@@ -81,6 +84,7 @@ class Core:
         self.order: list[int] = []
         self.swapped: list[int] = []
         self.made: dict[int, int] = {}
+        self.impatient = isinstance(waiting, Impatient)
         self.deadlines: list[tuple[float, int]] = []
         self.given_up: dict[int, int] = {}
         self.started = array("d", [nan]) * count
@@ -89,6 +93,14 @@ class Core:
         self.preemptions: dict[int, int] = {}
         self.reused: dict[int, int] = {}
         self.swaps = 0
+        self.idle_s = 0.0
+        self.tally = [0] * len(tables.body)
+
+    def wait_until(self, moment: float) -> None:
+        """Nothing runs until then."""
+        if moment > self.now:
+            self.idle_s += moment - self.now
+            self.now = moment
 
     def submit(self, prompt: int, output: int) -> int:
         """Make a further request known; returns its number. The caller hands its arrival to the queue."""
@@ -213,11 +225,30 @@ class Core:
             seconds = (seconds or 0.0) + self._preempt_last()
         return seconds
 
+    def made_of(self, request: int) -> int:
+        """Tokens that were generated for a request so far."""
+        if self.finish[request] >= 0:
+            return self.output[request] - (self.finish[request] - self.steps)
+        done = self.finished[request] == self.finished[request]  # a number
+        return self.output[request] if done else self.made.get(request, 0)
+
+    def cached_of(self, request: int) -> int:
+        """Cached tokens of a decoding sequence."""
+        return self.full[request] - (self.finish[request] - self.steps)
+
+    def decoding(self) -> list[int]:
+        """Sequences that decode now, in the order in which they are kept."""
+        return [request for request in self.order if self.finish[request] >= 0]
+
     def _preempt_last(self) -> float:
         order, finish = self.order, self.finish
         while finish[order[-1]] < 0:
             order.pop()
-        request = order.pop()
+        return self.preempt(order.pop())
+
+    def preempt(self, request: int) -> float:
+        """Take a decoding sequence out of the batch; returns the seconds of the copy to host memory, 0 for none."""
+        finish = self.finish
         self.made[request] = self.output[request] - (finish[request] - self.steps)
         blocks = self.limits.blocks(self._leave(request))
         if len(self.ends) > 4 * self.batch + 1024:  # entries of preempted sequences, dropped now and then
@@ -287,7 +318,7 @@ class Core:
         now = self.now
         if copies is None:
             size = self.limits.block_tokens
-            run = (end >> bits) - steps
+            run = min((end >> bits) - steps, self.longest_run)
             if self.free < batch * ((run + size - 1) // size):
                 run = steps_within_blocks(self.phase, steps, self.free, batch, run)
             if mean + run > piece_ends[piece]:
@@ -306,6 +337,7 @@ class Core:
             run, after = 1, now + step_s + copies
         self.now = after
         self.passes += run
+        self.tally[batch] += run
         self.store(run)
         if self.steps == end >> bits:
             self.complete()
@@ -341,7 +373,8 @@ class Core:
             finished[request] = now
 
     def expire(self) -> None:
-        """Let the sequences go whose clients stopped waiting by now; those in the queue leave by themselves."""
+        """Let the sequences go whose clients stopped waiting by now, and take note of who arrived until now."""
+        self.waiting.head(self.now)
         while self.deadlines and self.deadlines[0][0] <= self.now:
             request = heappop(self.deadlines)[1]
             if self.finish[request] >= 0:

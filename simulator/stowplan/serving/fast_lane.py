@@ -60,6 +60,7 @@ def _advance(core: Core, waiting: FirstCome) -> None:
     started, first, finished, ends, phase = core.started, core.first, core.finished, core.ends, core.phase
     now, steps, batch, context = core.now, core.steps, core.batch, core.context
     free, lowest, head, prefills = core.free, core.lowest_free, waiting.next, 0
+    tally, idle = core.tally, 0.0
     while True:
         change = inf
         if batch < max_running:
@@ -81,6 +82,7 @@ def _advance(core: Core, waiting: FirstCome) -> None:
                     begin = now
                     now += body[tokens] + logits[after - head] + attention
                     prefills += 1
+                    tally[tokens] += 1
                     free = left_free
                     lowest = lowest if lowest < free else free
                     for request in range(head, after):
@@ -101,6 +103,7 @@ def _advance(core: Core, waiting: FirstCome) -> None:
         if not batch:
             if change == inf:
                 break
+            idle += change - now
             now = change
             continue
         due = ends[0] >> bits
@@ -119,6 +122,7 @@ def _advance(core: Core, waiting: FirstCome) -> None:
             growth, fixed = piece_token[piece], piece_fixed[piece]
         step_s = fixed[batch] + growth * context
         if run == 1:
+            tally[batch] += 1
             now += step_s
             steps += 1
             context += batch
@@ -136,6 +140,7 @@ def _advance(core: Core, waiting: FirstCome) -> None:
                     guess = steps_until(change, now, step_s, half, run)
                     until = now + guess * (step_s + half * (guess - 1))
                 run = guess
+            tally[batch] += run
             now = until
             steps += run
             context += batch * run
@@ -157,6 +162,7 @@ def _advance(core: Core, waiting: FirstCome) -> None:
                 context -= cached
                 free += (cached + round_up) // size
                 finished[request] = now
+    core.idle_s += idle
     core.passes += prefills + steps - core.steps
     core.now, core.steps, core.batch, core.context = now, steps, batch, context
     core.free, core.lowest_free, waiting.next = free, min(lowest, free), head

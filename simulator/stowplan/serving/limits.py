@@ -26,6 +26,9 @@ class Limits:
             copied to host memory and back.
         swap_blocks: blocks of host memory for swapped sequences; when they are full, the cache is dropped instead.
         swap_s_per_block: seconds to copy one block one way; copies add to the step.
+        max_waiting: requests that may wait at a time; what arrives beyond them is refused. None for any number.
+        patience_s: seconds from its arrival after which a client stops waiting for a request, which is then dropped at
+            the next step boundary wherever it is. None for ever.
 
     Raises:
         InputError: a limit out of its range.
@@ -39,6 +42,8 @@ class Limits:
     preemption: Preemption = "recompute"
     swap_blocks: int = 0
     swap_s_per_block: float = 0.0
+    max_waiting: int | None = None
+    patience_s: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("kv_blocks", "block_tokens", "max_running", "max_batched_tokens"):
@@ -53,6 +58,10 @@ class Limits:
             raise InputError(f"limits: watermark: {self.watermark} is not a share from 0 to less than 1")
         if self.swap_blocks < 0 or not (isfinite(self.swap_s_per_block) and self.swap_s_per_block >= 0.0):
             raise InputError("limits: swap_blocks and swap_s_per_block must be finite and not negative")
+        if self.max_waiting is not None and self.max_waiting < 1:
+            raise InputError(f"limits: max_waiting: {self.max_waiting} is less than 1; nothing would ever run")
+        if self.patience_s is not None and not (isfinite(self.patience_s) and self.patience_s > 0.0):
+            raise InputError(f"limits: patience_s: {self.patience_s} is not a time above 0")
         if self.preemption not in {"recompute", "swap"}:
             raise InputError(f"limits: preemption: '{self.preemption}' is neither recompute nor swap")
 

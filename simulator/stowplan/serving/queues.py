@@ -73,8 +73,10 @@ class FirstCome(WaitingQueue):
             self.next += 1
 
     def put_back(self, request: int) -> None:
-        """See `WaitingQueue`; victims come back youngest first, so that the oldest ends up in front."""
+        """See `WaitingQueue`; victims mostly come youngest first, but one that was swapped was admitted anew."""
         self.back.append(request)
+        if len(self.back) > 1 and self.back[-2] < request:
+            self.back.sort(reverse=True)
 
     def next_change(self, now: float) -> float:
         """See `WaitingQueue`; a waiting head stays until it is admitted."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stowplan.errors import InputError
+from stowplan.traces.trace import Blocks, Trace
 
 MOST_TOKENS = 2**31
 """Tokens that one request may have at most; far above any context, and far below what would overflow."""
@@ -23,6 +24,8 @@ class Requests:
         prompt_tokens, output_tokens: lengths, at least 1.
         predicted_tokens: output lengths as a predictor saw them, for schedulers that sort by length; None for exact.
         priority: smaller is more urgent, for schedulers that sort by it; None for equal.
+        client: who asked, for schedulers that are fair to clients; None for one client each.
+        prefix: blocks that prompts begin with, for a prefix cache; None where unknown.
     """
 
     arrival_s: NDArray[np.float64]
@@ -30,9 +33,37 @@ class Requests:
     output_tokens: NDArray[np.int64]
     predicted_tokens: NDArray[np.int64] | None = None
     priority: NDArray[np.int64] | None = None
+    client: NDArray[np.int64] | None = None
+    prefix: Blocks | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    @staticmethod
+    def from_trace(trace: Trace) -> Requests:
+        """Requests of a trace; conversations count as clients, and a request outside of any as its own client."""
+        client = trace.session
+        if client is not None:
+            client = np.where(client < 0, int(client.max()) + 1 + np.arange(len(trace)), client)
+        return Requests(
+            trace.arrival_s, trace.prompt_tokens, trace.output_tokens, client=client, prefix=trace.prefix
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> Requests:
+        """Some of the requests, in rising order of their rows."""
+
+        def part(column: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+            return None if column is None else column[rows]
+
+        return Requests(
+            self.arrival_s[rows],
+            self.prompt_tokens[rows],
+            self.output_tokens[rows],
+            part(self.predicted_tokens),
+            part(self.priority),
+            part(self.client),
+            None if self.prefix is None else self.prefix.take(rows),
+        )
 
     @staticmethod
     def of(
@@ -42,6 +73,8 @@ class Requests:
         *,
         predicted_tokens: ArrayLike | None = None,
         priority: ArrayLike | None = None,
+        client: ArrayLike | None = None,
+        prefix: Blocks | None = None,
     ) -> Requests:
         """Checked requests from anything that numpy takes for a column.
 
@@ -61,12 +94,16 @@ class Requests:
                 f"sort the requests by arrival"
             )
         count = len(arrival)
+        if prefix is not None and len(prefix) != count:
+            raise InputError(f"prefix: has blocks of {len(prefix)} prompts; expected those of {count} requests")
         return Requests(
             arrival,
             _counts("prompt_tokens", prompt_tokens, count, lowest=1),
             _counts("output_tokens", output_tokens, count, lowest=1),
             None if predicted_tokens is None else _counts("predicted_tokens", predicted_tokens, count, lowest=0),
             None if priority is None else _counts("priority", priority, count, lowest=-MOST_TOKENS),
+            None if client is None else _counts("client", client, count, lowest=-MOST_TOKENS),
+            prefix,
         )
 
 

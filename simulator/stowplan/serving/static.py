@@ -29,7 +29,7 @@ class Static(Scheduler):
             arrival = waiting.next_arrival()
             if arrival >= until:
                 return
-            core.now = max(core.now, arrival)
+            core.wait_until(arrival)
 
     @property
     def idle(self) -> bool:
@@ -49,6 +49,8 @@ def _run_batch(core: Core, members: Sequence[int]) -> None:
     for request in members:
         core.first[request] = core.now
     core.passes += 1 + steps
+    core.tally[count * longest] += 1
+    core.tally[count] += steps
     core.now += _decode_seconds(core, count, longest, steps)
     core.free += held
     for request in members:

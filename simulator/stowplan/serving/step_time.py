@@ -71,7 +71,8 @@ class StepTime:
         logits: seconds by number of sequences that emit a token; starts at (0, 0).
         decode: pieces of decode attention, the first one from mean context 0.
         chunk: terms of chunk attention, which add up.
-        links: seconds by number of tokens for which weights occupy a link that the cache's blocks pass too, by name.
+        busy: seconds of the body for which each resource binds, by its name and the number of tokens; those of links
+            are what the cache's blocks find taken by weights.
         largest_error: largest relative error on the held-out steps of the compilation; 0 for one that is given.
     """
 
@@ -79,11 +80,11 @@ class StepTime:
     logits: Knots
     decode: tuple[DecodePiece, ...]
     chunk: tuple[ChunkTerm, ...]
-    links: tuple[tuple[str, Knots], ...] = ()
+    busy: tuple[tuple[str, Knots], ...] = ()
     largest_error: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, knots in (("body", self.body), ("logits", self.logits), *self.links):
+        for name, knots in (("body", self.body), ("logits", self.logits), *self.busy):
             counts = [count for count, _ in knots]
             if len(knots) < 2 or counts != sorted(set(counts)):
                 raise InputError(f"step time: {name}: needs two or more knots with rising counts")

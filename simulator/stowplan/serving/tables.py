@@ -22,13 +22,13 @@ class StepTables:
         chunk_attention: attention of a chunk of (tokens, past).
         piece_ends, piece_sequence, piece_token: decode attention in pieces of the mean context.
         piece_fixed: seconds of a decode step that do not depend on the context, by piece and sequences.
-        links: seconds that weights occupy a link, by its name and the tokens of a step.
+        busy: seconds of the body for which each resource binds, by its name and the tokens of a step.
     """
 
     __slots__ = (
         "body",
+        "busy",
         "chunk_attention",
-        "links",
         "logits",
         "piece_ends",
         "piece_fixed",
@@ -50,11 +50,11 @@ class StepTables:
             for piece in step_time.decode
         ]
 
-        self.links = {name: step_time.table(knots, len(self.body) - 1) for name, knots in step_time.links}
+        self.busy = {name: step_time.table(knots, len(self.body) - 1) for name, knots in step_time.busy}
 
     def link_s(self, name: str, tokens: int) -> float:
         """Seconds that weights occupy a link in a step of `tokens` tokens."""
-        table = self.links.get(name)
+        table = self.busy.get(name)
         return table[tokens] if table is not None else 0.0
 
     def decode_attention(self, batch: int, context: int) -> float:

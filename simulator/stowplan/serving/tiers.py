@@ -64,14 +64,47 @@ class Traffic:
 
 @dataclass(slots=True)
 class _Store:
+    """Ranges of blocks by segment, in rising order and apart from each other."""
+
     tier: Tier
     order: Eviction
     worth: dict[int, float] = field(default_factory=dict)
-    start: dict[int, int] = field(default_factory=dict)
-    end: dict[int, int] = field(default_factory=dict)
+    ranges: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     used: int = 0
     free_at: float = 0.0
     traffic: Traffic = field(default_factory=Traffic)
+
+    def lacks(self, segment: int, start: int, end: int) -> int:
+        """Blocks of ``[start, end)`` that are not here."""
+        held = self.ranges.get(segment, ())
+        return end - start - sum(max(0, min(end, last) - max(start, first)) for first, last in held)
+
+    def join(self, segment: int, start: int, end: int, worth: float) -> None:
+        """Add ``[start, end)``: the segment was used now."""
+        apart: list[tuple[int, int]] = []
+        if segment in self.ranges:
+            self.order.remove(segment)
+            for first, last in self.ranges[segment]:
+                if last < start or end < first:
+                    apart.append((first, last))
+                else:
+                    start, end = min(start, first), max(end, last)
+        self.ranges[segment] = sorted([*apart, (start, end)])
+        self.worth[segment] = worth
+        self.order.add(segment, worth)
+
+    def cut(self, segment: int, most: int) -> tuple[int, int]:
+        """Take up to `most` blocks off the last range; returns the range that is gone."""
+        held = self.ranges[segment]
+        first, last = held.pop()
+        start = max(first, last - most)
+        if start > first:
+            held.append((first, start))
+        self.used -= last - start
+        if not held:
+            del self.ranges[segment], self.worth[segment]
+            self.order.remove(segment)
+        return start, last
 
 
 class Hierarchy:
@@ -99,9 +132,9 @@ class Hierarchy:
             start: blocks of it that are there already.
         """
         for level, store in enumerate(self._stores):
-            end = store.end.get(segment, 0)
-            if end > start >= store.start[segment]:
-                return level, end
+            for first, last in store.ranges.get(segment, ()):
+                if first <= start < last:
+                    return level, last
         return -1, start
 
     def read(self, level: int, segment: int, blocks: int) -> None:
@@ -112,57 +145,28 @@ class Hierarchy:
         store.traffic.read += blocks
 
     def put(self, level: int, segment: int, start: int, end: int, worth: float, now: float) -> None:
-        """Blocks ``[start, end)`` of a segment leave the tier above `level`."""
+        """Blocks ``[start, end)`` of a segment leave the tier above `level`; below the last one they are gone."""
         if level == len(self._stores):
             return
         store = self._stores[level]
         tier, traffic = store.tier, store.traffic
-        held_start, held_end = store.start.get(segment, 0), store.end.get(segment, 0)
-        if held_end:
-            if held_start <= start and end <= held_end:
-                return
-            if start > held_end or end < held_start:  # apart: only what lies further in front can be of use
-                if start > held_end:
-                    return
-                self._forget(store, segment)
-                held_start = held_end = 0
-        new = end - start - max(0, min(end, held_end) - max(start, held_start)) if held_end else end - start
-        seconds = new * tier.write_s_per_block
+        new = store.lacks(segment, start, end)
+        if not new:
+            return
         begin = max(now, store.free_at)
-        if begin + seconds - now > tier.patience_s + seconds or new > tier.blocks:
+        if begin > now + tier.patience_s or not tier.blocks:
             traffic.dropped += new
             return
+        seconds = new * tier.write_s_per_block
         store.free_at = begin + seconds
         traffic.busy_s += seconds
         traffic.written += new
-        if held_end:
-            store.order.remove(segment)
-            start, end = min(start, held_start), max(end, held_end)
-        store.start[segment], store.end[segment], store.worth[segment] = start, end, worth
-        store.order.add(segment, worth)
+        store.join(segment, start, end, worth)
         store.used += new
-        if store.used > tier.blocks:
-            self._shrink(level, now)
+        while store.used > tier.blocks:
+            going = store.order.first()
+            value = store.worth[going]
+            first, last = store.cut(going, store.used - tier.blocks)
+            traffic.evicted += last - first
+            self.put(level + 1, going, first, last, value, now)
         traffic.peak = max(traffic.peak, store.used)
-
-    def _shrink(self, level: int, now: float) -> None:
-        store = self._stores[level]
-        over = store.used - store.tier.blocks
-        while over > 0:
-            segment = store.order.first()
-            start, end, worth = store.start[segment], store.end[segment], store.worth[segment]
-            going = min(over, end - start)
-            over -= going
-            store.traffic.evicted += going
-            if going == end - start:
-                self._forget(store, segment)
-            else:
-                store.end[segment] = end - going
-                store.used -= going
-            self.put(level + 1, segment, end - going, end, worth, now)
-
-    def _forget(self, store: _Store, segment: int) -> None:
-        start, end = store.start.pop(segment), store.end.pop(segment)
-        del store.worth[segment]
-        store.order.remove(segment)
-        store.used -= end - start

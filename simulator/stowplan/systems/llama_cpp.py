@@ -6,6 +6,7 @@ each feed-forward matrix of a layer on its home GPU or the CPU, the cache with i
 Execution: one operator after another. A matrix product whose weights are in host memory runs on the CPU, unless the
 batch reaches the offload threshold: then the weights are copied to the GPU first and nothing overlaps the copy
 (measured: time of a micro-batch = a constant for the stream + a term per token). Attention runs where the cache is.
+Micro-batches of a prompt overlap on several GPUs when nothing is in host memory.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from itertools import product
 
 from stowplan.engine.graph import Graph
 from stowplan.errors import DoesNotFit, NotExpressible
-from stowplan.kernels import CpuKernels, GpuKernels
-from stowplan.models import formats
-from stowplan.models.model import EXPERT_ROLES, Layer, Role
+from stowplan.kernels import CpuKernels, GpuKernels, kernels_of_scaled
+from stowplan.models.model import EXPERT_ROLES, LatentAttention, Layer, Role
 from stowplan.ops import (
     EXPERT_PARTS,
     FFN_PARTS,
@@ -26,7 +26,6 @@ from stowplan.ops import (
     Operator,
     Part,
     Step,
-    distinct_experts,
     embedding_operator,
     ffn_operators,
     mixer_operators,
@@ -37,12 +36,21 @@ from stowplan.plan import MemoryUse, Plan, Workload, expand
 from stowplan.systems.base import RAM, Evaluation, LayerClass, Setup
 from stowplan.systems.llama_cpp_commands import write_command
 from stowplan.systems.llama_cpp_memory import LlamaCppMemory
+from stowplan.systems.llama_cpp_offload import (
+    copied_from,
+    copies_all_experts,
+    dequantises,
+    runs_experts_in_turn,
+    touched_experts,
+)
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings, settings_of
 from stowplan.systems.serial import ChainTask, LayerPlaces, SerialRun
 from stowplan.units import format_bytes
 from stowplan.work import Work
 
 _FP32 = 4.0
+_DESKTOP_CHANNELS = 2
+_CONVERSIONS = 2.0  # launches that a product takes more where its weights become 16-bit numbers first
 
 
 class LlamaCppRun(SerialRun):
@@ -53,26 +61,35 @@ class LlamaCppRun(SerialRun):
         self.settings = settings
         machine, figures = setup.machine, setup.figures
         self.cache = settings.cache
-        self._scaled = _kernels_of_scaled(setup.model.quant)
+        self._scaled = kernels_of_scaled(setup.model.quant)
         self.rules = LlamaCppMemory(setup.model, workload, settings, self.cache)
         self.threads = min(settings.threads or machine.cores, machine.cores)
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
-        self._cpu = CpuKernels.build(figures, "llama.cpp", machine.cpu.isa, self.threads)
+        stalls = 1.0 if machine.cpu.memory_channels > _DESKTOP_CHANNELS else 0.0
+        stalls *= figures.value("llama.cpp.cpu.remote") if machine.sockets > 1 else 1.0
+        self._cpu = CpuKernels.build(figures, "llama.cpp", machine.cpu.isa, self.threads, stalls=stalls)
         self._copy_latency = figures.value("llama.cpp.gpu.copy_latency")
+        self._score_bytes = figures.value("llama.cpp.gpu.attention_unfused")
+        self._expert_gap = figures.value("llama.cpp.gpu.expert_gap")
+        self._popularity = figures.value("llama.cpp.expert_popularity")
         self._expert_miss = self._dense_miss = 0.0
         self.rates = self._resource_rates()
 
     def _resource_rates(self) -> dict[str, float]:
         value, machine = self.setup.figures.value, self.setup.machine
         dram = value("host.dram") * value("llama.cpp.cpu.dram_share")
-        if machine.sockets > 1:  # threads of both sockets read memory of both: links bind before channels do
+        if machine.sockets > 1 and "read_bandwidth" not in machine.cpu.measured:
+            # threads of both sockets read memory of both: links bind before channels do
             dram *= value("llama.cpp.cpu.sockets") / machine.sockets
         rates = {"host.dram": dram, "host.cores": float(self.threads)}
-        memory = "pinned" if self.settings.load_mode == "none" else "pageable"
+        pinned = self.settings.load_mode == "none"
+        staged = value("host.clock") * value("llama.cpp.gpu.staged_copy")  # one core copies pageable pages first
         for i, gpu in enumerate(machine.gpus):
             rates |= {f"gpu{i}.compute": 1.0, f"gpu{i}.hbm": value(f"gpu{i}.hbm")}
             if not gpu.unified:
-                rates |= {f"gpu{i}.h2d": value(f"gpu{i}.h2d.{memory}"), f"gpu{i}.d2h": value(f"gpu{i}.d2h.{memory}")}
+                for way in (f"gpu{i}.h2d", f"gpu{i}.d2h"):
+                    link = value(f"{way}.pinned")
+                    rates[way] = link if pinned else min(link, staged)
         if len(machine.gpus) > 1:
             rates["peer"] = value("peer")
         if machine.disks:
@@ -99,7 +116,8 @@ class LlamaCppRun(SerialRun):
         experts = {layer.experts for layer in self.setup.model.layers if layer.experts}
 
         def touched(tokens: int) -> float:
-            shares = [distinct_experts(each.total, each.active, tokens) / each.total for each in experts]
+            counts = [(each.total, each.active) for each in experts]
+            shares = [touched_experts(each, tokens, self._popularity) / each[0] for each in counts]
             return min(shares, default=1.0)
 
         steps = self.prefill_steps if prefill else []
@@ -141,28 +159,16 @@ class LlamaCppRun(SerialRun):
             where, streamed = self._executor(op, place, home, step, layer)
             chain += self._move(here, where, self._input_bytes(op, step), f"{prefix}{op.name} input")
             if streamed:
-                chain.append(self._stream(where, op, prefix))
-            chain += self._compute(where, op, prefix, faulted=place == RAM)
+                chain.append(self._stream(where, op, prefix, layer))
+            chain += self._compute(where, op, prefix, step, faulted=place == RAM)
             here = where
         return chain + self._move(here, home, _FP32 * step.tokens * self.setup.model.hidden, f"{prefix}residual")
-
-    def _operators(self, layer: Layer, step: Step) -> Iterator[Operator]:
-        for op in mixer_operators(layer, step, self.cache, self.settings.cache_k):
-            if op.kind is Kind.ATTENTION and not self.settings.flash_attention:
-                # scores are written, read and written by the softmax, and read again
-                yield replace(op, scratch_bytes=4 * _FP32 * op.scores)
-            else:
-                yield op
-        for op in ffn_operators(layer, step.tokens):
-            yield op if self._scaled is None or not op.format.endswith("bpw") else replace(op, format=self._scaled)
 
     def _executor(self, op: Operator, place: str, home: str, step: Step, layer: Layer) -> tuple[str, bool]:
         """Where an operator runs, and whether its weights are streamed there first."""
         if place != RAM or op.kind is not Kind.MATMUL or not self._gpus or self.unified:
             return place, False
-        routed = op.part in EXPERT_PARTS and layer.experts is not None
-        experts = (layer.experts.total, layer.experts.active) if routed and layer.experts else None
-        if step.tokens < self.settings.offload_threshold(experts):
+        if step.tokens < copied_from(self.settings, op.format, _experts(op, layer)):
             return RAM, False
         return (home if home != RAM else "gpu0"), True
 
@@ -184,11 +190,14 @@ class LlamaCppRun(SerialRun):
             return [ChainTask(name, work, f"{gpu} copy", "copy")]
         return [ChainTask(name, Work({"peer": size}, self._copy_latency), f"{target} copy", "copy")]
 
-    def _stream(self, gpu: str, op: Operator, prefix: str) -> ChainTask:
-        work = Work({f"{gpu}.h2d": op.weight_bytes, "host.dram": op.weight_bytes}, self._copy_latency)
+    def _stream(self, gpu: str, op: Operator, prefix: str, layer: Layer) -> ChainTask:
+        experts, size = _experts(op, layer), op.weight_bytes
+        if experts is not None:
+            size *= experts[0] / op.matrices if copies_all_experts(self.settings) else 1.0
+        work = Work({f"{gpu}.h2d": size, "host.dram": size}, self._copy_latency)
         return ChainTask(f"{prefix}{op.name} weights", work, f"{gpu} copy", "copy")
 
-    def _compute(self, where: str, op: Operator, prefix: str, *, faulted: bool) -> list[ChainTask]:
+    def _compute(self, where: str, op: Operator, prefix: str, step: Step, *, faulted: bool) -> list[ChainTask]:
         chain: list[ChainTask] = []
         miss = self._expert_miss if op.part in EXPERT_PARTS else self._dense_miss
         if faulted and miss and op.weight_bytes:
@@ -197,7 +206,10 @@ class LlamaCppRun(SerialRun):
         if where == RAM:
             chain.append(ChainTask(f"{prefix}{op.name}", self._cpu.work(op), "host", "compute"))
         else:
-            work = self._gpus[int(where.removeprefix("gpu"))].work(op)
+            dequantise = op.kind is Kind.MATMUL and dequantises(self.settings, op.format, op.m)
+            work = self._gpus[int(where.removeprefix("gpu"))].work(op, dequantise=dequantise)
+            if op.part in EXPERT_PARTS and runs_experts_in_turn(self.settings, step.tokens):
+                work += Work({}, self._expert_gap * op.matrices)
             chain.append(ChainTask(f"{prefix}{op.name}", work, where, "compute"))
         return chain
 
@@ -207,14 +219,14 @@ class LlamaCppRun(SerialRun):
 
     def head(self, step: Step) -> list[ChainTask]:
         """The embedding is looked up by the CPU."""
-        return self._compute(RAM, embedding_operator(self.setup.model, step), "", faulted=False)
+        return self._compute(RAM, embedding_operator(self.setup.model, step), "", step, faulted=False)
 
     def tail(self, output: str, step: Step) -> list[ChainTask]:
         """Logits where the output matrix lives, copied to the host and sampled there."""
         if step.logits == 0:
             return []
         op = output_operator(self.setup.model, step)
-        chain = self._compute(output, op, "", faulted=output == RAM)
+        chain = self._compute(output, op, "", step, faulted=output == RAM)
         logits = _FP32 * step.logits * op.n
         step_overhead = self.setup.figures.value("llama.cpp.step")
         sample = ChainTask("sample", Work({"host.dram": logits}, step_overhead), "host", "compute")
@@ -290,16 +302,6 @@ class LlamaCppRun(SerialRun):
         )
 
 
-def _kernels_of_scaled(quant: str) -> str | None:
-    """The format whose kernels a mix of stated size (``iq2_k@226GiB``) runs; None for a mix of known formats."""
-    base, at, _ = quant.lower().removeprefix("ud-").partition("@")
-    if not at:
-        return None
-    if base in formats():
-        return base
-    return "iq4_xs" if base.startswith("iq") else "q4_k"
-
-
 def _add(parts: dict[str, float], name: str, size: float) -> None:
     if size:
         parts[name] = parts.get(name, 0.0) + size
@@ -349,7 +351,8 @@ class LlamaCpp:
 
     def evaluate(self, setup: Setup, plan: Plan) -> Evaluation:
         """Times and memory; see `stowplan.systems.base.System`."""
-        evaluation = self.run(setup, plan).evaluate(self.placement(setup, plan), plan.embedding, plan.output)
+        run, layers = self.run(setup, plan), self.placement(setup, plan)
+        evaluation = run.evaluate(layers, plan.embedding, plan.output)
         for place, use in evaluation.memory.items():
             if place != RAM and use.used > use.capacity:
                 missing = use.used - use.capacity
@@ -358,7 +361,14 @@ class LlamaCpp:
                     f"{format_bytes(missing)} elsewhere or let `stowplan plan` do it",
                     missing,
                 )
-        return evaluation
+        overlapped = run.overlap(layers, plan.output)
+        if overlapped == 1.0:
+            return evaluation
+        return replace(
+            evaluation,
+            prefill_s=evaluation.prefill_s * overlapped,
+            prefill_shares={name: share * overlapped for name, share in evaluation.prefill_shares.items()},
+        )
 
     def command(self, setup: Setup, plan: Plan) -> str:
         """The llama-server command; see `stowplan.systems.llama_cpp_commands`."""

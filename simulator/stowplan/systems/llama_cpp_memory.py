@@ -10,7 +10,8 @@ from stowplan.models.model import Layer, Model, Recurrence
 from stowplan.ops import EXPERT_PARTS, CacheFormat, Part, output_tensor, part_of
 from stowplan.plan import Workload
 from stowplan.systems.base import RAM
-from stowplan.systems.llama_cpp_settings import OFFLOAD_MIN_TOKENS, LlamaCppSettings
+from stowplan.systems.llama_cpp_offload import OFFLOAD_MIN_TOKENS
+from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 from stowplan.systems.serial import LayerPlaces
 
 _CELL_PADDING = 256  # llama.cpp rounds the cache up to this many tokens

@@ -11,9 +11,6 @@ from stowplan.models import load_format
 from stowplan.ops import CacheFormat
 from stowplan.plan import Plan
 
-OFFLOAD_MIN_TOKENS = 32
-"""GGML_OP_OFFLOAD_MIN_BATCH: from this many tokens on, products of CPU-resident weights are computed on the GPU."""
-
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
@@ -30,6 +27,11 @@ class LlamaCppSettings(BaseModel):
         load_mode: how weights reach host memory: ``mmap`` (pageable), ``none`` (read, pinned for copies) or ``mlock``.
         kv_offload: whether the cache lives with its layer (False: all of it in host memory).
         op_offload: whether prompt batches stream CPU-resident weights to the GPU.
+        built: day or month of the engine's build (``2025-06``), for rules that changed; None for the newest.
+        repacked: whether rows of CPU-resident weights are interleaved at load (``-rtr`` of ik_llama.cpp).
+        used_experts: whether only the experts that a batch uses are streamed; None for the engine's default.
+        mla: how ik_llama.cpp computes latent attention over a prompt: 1 absorbed into the projections as mainline
+            does, 0, 2 and 3 with keys and values expanded.
         margin: bytes of every GPU's memory that the plan leaves free.
     """
 
@@ -46,6 +48,10 @@ class LlamaCppSettings(BaseModel):
     load_mode: Literal["mmap", "none", "mlock"] = "none"
     kv_offload: bool = True
     op_offload: bool = True
+    built: Annotated[str, Field(pattern=r"^20\d\d-(0[1-9]|1[0-2])(-\d\d)?$")] | None = None
+    repacked: bool = False
+    used_experts: bool | None = None
+    mla: Literal[0, 1, 2, 3] = 3
     margin: Annotated[int, Field(ge=0)] = 512 * 2**20
 
     @property
@@ -58,13 +64,10 @@ class LlamaCppSettings(BaseModel):
         """Bytes per cached element."""
         return CacheFormat(*(load_format(key).bits_per_weight / 8 for key in (self.cache_k, self.cache_v)))
 
-    def offload_threshold(self, experts: tuple[int, int] | None) -> float:
-        """Tokens from which a product of CPU-resident weights is streamed; `experts`: (total, active) if routed."""
-        if not self.op_offload:
-            return float("inf")
-        if self.engine == "ik_llama.cpp" and experts is not None:
-            return OFFLOAD_MIN_TOKENS * experts[0] / experts[1]
-        return OFFLOAD_MIN_TOKENS
+    @property
+    def expands_latents(self) -> bool:
+        """Whether latent attention over a prompt works on expanded keys and values."""
+        return self.engine == "ik_llama.cpp" and self.mla != 1
 
 
 def settings_of(plan: Plan) -> LlamaCppSettings:

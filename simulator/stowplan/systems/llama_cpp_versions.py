@@ -36,9 +36,7 @@ class Profile:
     source: str
 
 
-_SWITCHES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"mmap": (), "none": ("--no-mmap",), "mlock": ("--mlock",)}
-)
+_SWITCHES: Mapping[str, tuple[str, ...]] = MappingProxyType({"mmap": (), "none": ("--no-mmap",), "mlock": ("--mlock",)})
 _LOAD_MODE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {mode: ("-lm", mode) for mode in ("mmap", "none", "mlock")}
 )

@@ -115,7 +115,9 @@ class TensorPattern:
     def _spend(self, steps: int) -> None:
         self._steps += steps
         if self._steps > _MOST_STEPS:
-            raise InputError(f"-ot '{self.text[:60]}': takes more than {_MOST_STEPS:,} steps to match; write it plainly")
+            raise InputError(
+                f"-ot '{self.text[:60]}': takes more than {_MOST_STEPS:,} steps to match; write it plainly"
+            )
 
 
 class _Reader:

@@ -35,9 +35,7 @@ class Vllm:
         cached = float(workload.batch * workload.capacity)
         self._check_room(setup, settings, memory, cached)
         decode = run.step(run.decode_step(workload))
-        prefill = Price.total(
-            (run.step(step), n) for step, n in sampled(run.prefill_steps(workload), _PREFILL_SAMPLES)
-        )
+        prefill = Price.total((run.step(step), n) for step, n in sampled(run.prefill_steps(workload), _PREFILL_SAMPLES))
         warnings = []
         if workload.batch > settings.max_num_seqs:
             warnings.append(f"{workload.batch} sequences at a time need --max-num-seqs {workload.batch}")

@@ -1,13 +1,13 @@
 """How vLLM runs a step: the kernels of one GPU of the group one after another, and the host's own work.
 
-All GPUs of a tensor-parallel group do the same at the same time, so one of them and the all-reduces between them give the
-step. A step of captured-graph size is padded to the next captured size. Weights that were left in host memory are read
-by the kernels through the bus, once per step; a kernel takes as long as the slower of the two.
+All GPUs of a tensor-parallel group do the same at the same time, so one of them and the all-reduces between them give
+the step. A step of captured-graph size is padded to the next captured size. Weights that were left in host memory are
+read by the kernels through the bus, once per step; a kernel takes as long as the slower of the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from stowplan.errors import NotExpressible
@@ -76,9 +76,9 @@ class VllmRun:
         self.setup, self.settings = setup, settings
         self.forms: KernelForms = forms_for(machine.gpus[0])
         value = setup.figures.value
-        self._kernel_time = value("vllm.kernel_time")
+        self._kernel_time, self._gap = value("vllm.kernel_time"), value("vllm.kernel_gap")
         self._step, self._sequence = value("vllm.host.step"), value("vllm.host.sequence")
-        self._prompt_token = value("vllm.host.prompt_token")
+        self._prompt, self._prompt_token = value("vllm.host.prompt"), value("vllm.host.prompt_token")
         # every GPU of the group reads its own weights from the host's memory at the same time
         self._bus = min(value("gpu0.h2d.pinned"), value("host.dram") / gpus)
         self.rates: Mapping[str, float] = {
@@ -118,7 +118,7 @@ class VllmRun:
         if kernel.weight_bytes and any(part in offloaded for part in parts):
             size = kernel.weight_bytes * _touched(layer, kernel, tokens)
             amounts |= {"gpu0.h2d": size, "host.dram": size * gpus}
-        return ChainTask(kernel.name, Work(amounts), "gpu0", kind)
+        return ChainTask(kernel.name, Work(amounts, self._gap), "gpu0", kind)
 
     def _limit(self, kernel: Kernel, tokens: float) -> str:
         """What bounds a kernel by its arithmetic intensity: the matrix units or memory."""
@@ -144,42 +144,71 @@ class VllmRun:
         kernels = [self._kernel(kernel, float(rows), frozenset(), None) for kernel in self._output]
         return Price.of([*kernels, _host("sampling and output", self._sequence * rows)], self.rates)
 
-    def host(self, prompt_tokens: int) -> Price:
-        """The host's work of a step that the GPU waits for."""
-        return Price.of([_host("scheduling", self._step + self._prompt_token * prompt_tokens)], self.rates)
+    def host_s(self, prompts: int, prompt_tokens: int) -> float:
+        """Seconds of the host's work that the GPU waits for in a step with new prompts of so many tokens."""
+        return self._step + self._prompt * prompts + self._prompt_token * prompt_tokens
+
+    @property
+    def attention_floor(self) -> Price:
+        """Attention of next to nothing, all layers: one launch serves all sequences of a step."""
+        seconds = self._attention(lambda layer: self._decode(layer, 1.0, 1.0)) + self._gap * len(self.weights)
+        return Price(seconds, {"gpu0.hbm": seconds})
 
     def decode_attention(self, batch: float, context: float) -> Price:
-        """Attention of `batch` decoding sequences with a mean of `context` cached tokens, all layers."""
-        gpus, cache = self.settings.tensor_parallel, self.settings.cache
-        seconds = self._kernel_time * sum(
-            a.count * decode_attention_s(self.forms, a.members.layer, gpus, batch, context, cache) for a in self.alike
-        )
+        """Attention above the floor of `batch` decoding sequences with a mean of `context` cached tokens."""
+        return self._above_floor(lambda layer: self._decode(layer, batch, context), "gpu0.hbm")
         return Price(seconds, {"gpu0.hbm": seconds})
 
     def chunk_attention(self, tokens: float, past: float) -> Price:
-        """Attention of a prompt chunk, all layers."""
-        gpus, cache = self.settings.tensor_parallel, self.settings.cache
-        seconds = self._kernel_time * sum(
-            a.count * chunk_attention_s(self.forms, a.members.layer, gpus, tokens, past, cache) for a in self.alike
-        )
+        """Attention above the floor of a prompt chunk, all layers."""
+        return self._above_floor(lambda layer: self.layer_chunk(layer, tokens, past), "gpu0.compute")
+
+    def _above_floor(self, seconds_of: Callable[[Layer], float], limit: str) -> Price:
+        floor = self._attention(lambda layer: self._decode(layer, 1.0, 1.0))
+        seconds = max(0.0, self._attention(seconds_of) - floor)
+        return Price(seconds, {limit: seconds})
         return Price(seconds, {"gpu0.compute": seconds})
+
+    def _attention(self, seconds: Callable[[Layer], float]) -> float:
+        return sum(alike.count * seconds(alike.members.layer) for alike in self.alike)
+
+    def _decode(self, layer: Layer, batch: float, context: float) -> float:
+        settings = self.settings
+        return self._kernel_time * decode_attention_s(
+            self.forms, layer, settings.tensor_parallel, batch, context, settings.cache
+        )
+
+    def layer_chunk(self, layer: Layer, tokens: float, past: float) -> float:
+        """Seconds of one layer's attention of a prompt chunk."""
+        settings = self.settings
+        return self._kernel_time * chunk_attention_s(
+            self.forms, layer, settings.tensor_parallel, tokens, past, settings.cache
+        )
 
     def step(self, step: Step) -> Price:
         """A uniform step: one token for each sequence, or a prompt chunk of each."""
-        parts = [self.body(step.tokens), self.logits(step.logits), self.host(step.tokens if step.new > 1 else 0)]
+        host = Price.of([self._scheduling(step)], self.rates)
+        parts = [(part, 1.0) for part in (self.body(step.tokens), self.logits(step.logits), host)]
+        return Price.total([*parts, *self._step_attention(step)])
+
+    def _scheduling(self, step: Step) -> ChainTask:
+        prompts = step.sequences if step.new > 1 else 0
+        return _host("scheduling", self.host_s(prompts, step.tokens if prompts else 0))
+
+    def _step_attention(self, step: Step) -> list[tuple[Price, float]]:
+        parts = [(self.attention_floor, 1.0)]
         for past, count in step.groups:
             if step.new == 1:
-                parts.append(self.decode_attention(float(count), float(past + 1)))
+                parts.append((self.decode_attention(float(count), float(past + 1)), 1.0))
             else:
-                chunk = self.chunk_attention(float(step.new), float(past))
-                parts.append(Price.total([(chunk, float(count))]))
-        return Price.total((part, 1.0) for part in parts)
+                parts.append((self.chunk_attention(float(step.new), float(past)), float(count)))
+        return parts
 
     def chain(self, step: Step) -> list[ChainTask]:
         """Tasks of a uniform step in order."""
-        chain = [_host("scheduling", self._step + self._prompt_token * (step.tokens if step.new > 1 else 0))]
+        chain = [self._scheduling(step)]
         tokens = float(self.padded(step.tokens))
-        attention = self.step_attention(step) / len(self.setup.model.layers)
+        attention = Price.total(self._step_attention(step)).seconds / len(self.weights)
         for index, weights in enumerate(self.weights):
             alike = self._class_of(weights)
             resource = "gpu0.hbm" if step.new == 1 else "gpu0.compute"
@@ -191,12 +220,6 @@ class VllmRun:
                 chain.append(ChainTask(f"layer {index} {task.name}", task.work, task.stream, task.kind))
         chain += [self._kernel(kernel, float(step.logits), frozenset(), None) for kernel in self._output]
         return [*chain, _host("sampling and output", self._sequence * step.logits)]
-
-    def step_attention(self, step: Step) -> float:
-        """Seconds of attention in a uniform step, all layers."""
-        if step.new == 1:
-            return sum(self.decode_attention(float(n), float(past + 1)).seconds for past, n in step.groups)
-        return sum(n * self.chunk_attention(float(step.new), float(past)).seconds for past, n in step.groups)
 
     def _class_of(self, weights: LayerWeights) -> _Alike:
         return next(

@@ -1,7 +1,7 @@
 """What vLLM keeps on each GPU and in host memory, and how many tokens of cache are left.
 
-At start vLLM runs one step of the largest size and measures its peak. Of the share of the GPU's memory that it may take,
-weights, that peak and what the runtime holds come off; all the rest becomes blocks of cache.
+At start vLLM runs one step of the largest size and measures its peak. Of the share of the GPU's memory that it may
+take, weights, that peak and what the runtime holds come off; all the rest becomes blocks of cache.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from stowplan.units import format_bytes
 GIB = 2.0**30
 _KEY_SIDE = frozenset({Role.ATTN_K, Role.ATTN_V})
 _WHOLE = frozenset({Role.ATTN_Q_A, Role.ATTN_KV_A, Role.ATTN_OTHER, Role.ROUTER, Role.POSITION_EMBEDDING})
-_WIDE = frozenset(
-    {Role.FFN_GATE, Role.FFN_UP, Role.EXPERT_GATE, Role.EXPERT_UP, Role.SHARED_GATE, Role.SHARED_UP}
-)
+_WIDE = frozenset({Role.FFN_GATE, Role.FFN_UP, Role.EXPERT_GATE, Role.EXPERT_UP, Role.SHARED_GATE, Role.SHARED_UP})
 _MODULE_ORDER = (
     Part.MIXER,
     Part.FFN_GATE,

@@ -23,6 +23,8 @@ class EngineTraits:
         name: for people.
         scheduler: name of the replay's scheduler.
         ahead: whether a step is scheduled while the one before it runs, so that an arrival waits for both.
+        watermark: share of the blocks that an admission leaves free.
+        prefix_caching: whether the version has a prefix cache.
         graphs: whether steps up to `largest_graph` tokens run as captured graphs of certain sizes, padded to the next.
         largest_graph: tokens of the largest captured graph.
     """
@@ -30,15 +32,23 @@ class EngineTraits:
     name: str
     scheduler: str
     ahead: bool
+    watermark: float
+    prefix_caching: bool
     graphs: bool
     largest_graph: int = 512
 
 
 ENGINES: Mapping[EngineName, EngineTraits] = MappingProxyType(
     {
-        "vllm": EngineTraits("vLLM 0.15 and later", "chunked", ahead=True, graphs=True),
-        "vllm-v0": EngineTraits("vLLM of early 2024", "continuous", ahead=False, graphs=False),
-        "distserve": EngineTraits("DistServe", "continuous", ahead=False, graphs=False),
+        "vllm": EngineTraits(
+            "vLLM 0.15 and later", "chunked", ahead=True, watermark=0.0, prefix_caching=True, graphs=True
+        ),
+        "vllm-v0": EngineTraits(
+            "vLLM of early 2024", "continuous", ahead=False, watermark=0.01, prefix_caching=False, graphs=False
+        ),
+        "distserve": EngineTraits(
+            "DistServe", "continuous", ahead=False, watermark=0.01, prefix_caching=False, graphs=False
+        ),
     }
 )
 

@@ -18,22 +18,23 @@ from typing import Any
 
 from stowplan.datafiles import read_toml
 from stowplan.errors import BadFile, BadQuantity
+from stowplan.systems import list_systems
 from stowplan.units import parse_quantity
 
-FAMILIES = ("llama.cpp", "ik_llama.cpp", "ollama", "flexgen", "accelerate")
+LLAMA_CPP = ("llama.cpp", "ik_llama.cpp", "ollama")
+"""Engines that read llama.cpp's flags; every other family is the key of a system."""
 KINDS = ("partial", "full-gpu", "cpu-only", "disk")
 SPLITS = ("fit", "test")
 ENGINE_VERSIONS = ("pre-2025-12", "current", "ik")
 
 _FOLDER = Path(__file__).resolve().parent / "cases"
-_SKIPPED = "skipped.toml"
+_NO_CASES = "unexpressed.toml"
 _TEXTS = ("id", "family", "kind", "machine", "model", "quant", "command", "split", "source", "confidence")
-_OPTIONAL_TEXTS = ("engine_version", "date", "note")
-_LISTS = ("set", "assumed")
+_OPTIONAL_TEXTS = ("engine_version", "date", "note", "state")
+_LISTS = ("set", "assumed", "records")
 _COUNTS: Mapping[str, int] = {"prompt": 0, "generate": 0, "batch": 1, "depth": 0}
 _DEFAULTS: Mapping[str, int] = {"batch": 1, "depth": 0}
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "family": FAMILIES,
     "kind": KINDS,
     "split": SPLITS,
     "engine_version": ENGINE_VERSIONS,
@@ -46,7 +47,7 @@ _LARGEST = 1e12
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a run reported; at least one speed is present, the rest is None.
+    """What a run reported: at least one speed or the memory that it held, or that it ran out of memory.
 
     Attributes:
         decode_tokens_per_s: generated tokens per second over all sequences, prompt excluded.
@@ -54,6 +55,7 @@ class Measured:
         throughput_tokens_per_s: generated tokens over the time of prefill and decode together.
         prefill_seconds, decode_seconds: duration of either phase for the whole batch.
         gpu_memory_bytes: peak memory that the run held on its GPU.
+        out_of_memory: whether the run ended for want of memory; then it reports nothing else.
     """
 
     decode_tokens_per_s: float | None = None
@@ -62,9 +64,10 @@ class Measured:
     prefill_seconds: float | None = None
     decode_seconds: float | None = None
     gpu_memory_bytes: float | None = None
+    out_of_memory: bool = False
 
 
-_SPEEDS = tuple(each.name for each in fields(Measured) if each.name != "gpu_memory_bytes")
+_SPEEDS = tuple(each.name for each in fields(Measured) if each.name not in ("gpu_memory_bytes", "out_of_memory"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,11 @@ class Case:
 
     Attributes:
         id: id of the record, for a point of a sweep followed by ``/`` and the point.
-        family: engine: llama.cpp, ik_llama.cpp, ollama, flexgen or accelerate.
+        family: engine: llama.cpp, ik_llama.cpp, ollama, or the key of any other system.
         kind: partial (weights on GPU and host), full-gpu, cpu-only or disk.
         machine: composition text or key of a machine.
         overrides: what the record states beyond its parts, as path=value: ``memory.bandwidth=225GB/s``.
+        state: a setting of the machine that its parts do not tell, such as how its firmware divides memory.
         model, quant: key of an architecture, and storage mix (``q4_k_m``) or format and file size (``q2_k@211GiB``).
         command: what was run, completed to a well-formed command of the engine.
         measured: what was reported.
@@ -90,6 +94,7 @@ class Case:
         confidence: how surely the record was read.
         note: oddities of the run.
         assumed: every fact about hardware, files or flags that the record does not state.
+        records: further records of the same run, whose figures are in `measured`.
     """
 
     id: str
@@ -112,11 +117,18 @@ class Case:
     confidence: str
     note: str
     assumed: tuple[str, ...]
+    records: tuple[str, ...] = ()
+    state: str = ""
 
     @property
     def record(self) -> str:
         """Id of the record that this case is a point of: points of one sweep are not independent."""
         return self.id.partition("/")[0]
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the run ended for want of memory."""
+        return self.measured.out_of_memory
 
 
 def load_cases(family: str | None = None, split: str | None = None) -> list[Case]:
@@ -126,27 +138,6 @@ def load_cases(family: str | None = None, split: str | None = None) -> list[Case
         BadFile: a file that is not what a case file must be.
     """
     return [each for each in _shipped() if family in (None, each.family) and split in (None, each.split)]
-
-
-def load_skipped() -> dict[str, str]:
-    """Records that were considered and left out, with the reason, by id.
-
-    Raises:
-        BadFile: the list names a record twice or lacks a field.
-    """
-    path = _FOLDER / _SKIPPED
-    reasons: dict[str, str] = {}
-    for entry in read_toml(path).get("skipped", []):
-        if not isinstance(entry, dict) or set(entry) != {"ids", "reason"}:
-            raise BadFile(f"{path}: every [[skipped]] table has exactly ids and reason")
-        ids, reason = _texts(entry, "ids", str(path)), entry["reason"]
-        if not isinstance(reason, str) or not reason.strip():
-            raise BadFile(f"{path}: the reason for {', '.join(ids[:3])} must be a text")
-        for each in ids:
-            if each in reasons:
-                raise BadFile(f"{path}: '{each}' is skipped twice")
-            reasons[each] = reason
-    return reasons
 
 
 def split_of(hardware: str) -> str:
@@ -160,7 +151,7 @@ def _shipped() -> tuple[Case, ...]:
     cases: list[Case] = []
     seen: dict[str, Path] = {}
     for path in sorted(_FOLDER.glob("*.toml")):
-        if path.name == _SKIPPED:
+        if path.name == _NO_CASES:
             continue
         for case in read_cases(path):
             if case.id in seen:
@@ -216,10 +207,11 @@ def _build(raw: dict[str, Any], where: str) -> Case:
     texts = {name: _text(raw, name, where) for name in (*_TEXTS, *_OPTIONAL_TEXTS)}
     lists = {name: _texts(raw, name, where) for name in _LISTS}
     counts = {name: _count(raw, name, least, where) for name, least in _COUNTS.items()}
-    if (texts["engine_version"] is None) != (texts["family"] in ("flexgen", "accelerate")):
-        raise BadFile(
-            f"{where}: engine_version belongs to cases of llama.cpp, ik_llama.cpp and ollama, and to no other"
-        )
+    families = (*LLAMA_CPP, *(key for key in list_systems() if key not in LLAMA_CPP))
+    if texts["family"] not in families:
+        raise BadFile(f"{where}: family '{texts['family']}' is not one of {', '.join(families)}")
+    if (texts["engine_version"] is None) != (texts["family"] not in LLAMA_CPP):
+        raise BadFile(f"{where}: engine_version belongs to cases of {', '.join(LLAMA_CPP)}, and to no other")
     measured = _measured(raw.get("measured"), where)
     if measured.prefill_tokens_per_s is not None and not counts["prompt"]:
         raise BadFile(f"{where}: a prefill speed without a prompt")
@@ -246,6 +238,8 @@ def _build(raw: dict[str, Any], where: str) -> Case:
         confidence=texts["confidence"] or "",
         note=texts["note"] or "",
         assumed=lists["assumed"],
+        records=lists["records"],
+        state=texts["state"] or "",
     )
 
 
@@ -287,8 +281,12 @@ def _overrides(texts: tuple[str, ...], where: str) -> tuple[str, ...]:
 
 def _measured(raw: object, where: str) -> Measured:
     if not isinstance(raw, dict):
-        raise BadFile(f"{where}: measured must be a table of {', '.join(_SPEEDS)}, gpu_memory")
-    found: dict[str, float] = {}
+        raise BadFile(f"{where}: measured must be a table of {', '.join(_SPEEDS)}, gpu_memory, or out_of_memory")
+    if "out_of_memory" in raw:
+        if raw != {"out_of_memory": True}:
+            raise BadFile(f"{where}: measured.out_of_memory stands alone and is true")
+        return Measured(out_of_memory=True)
+    found: dict[str, Any] = {}
     for name, value in raw.items():
         if name == "gpu_memory":
             try:
@@ -301,8 +299,8 @@ def _measured(raw: object, where: str) -> Measured:
             raise BadFile(f"{where}: measured.{name} must be a number above zero and below {_LARGEST:g}")
         else:
             found[name] = float(value)
-    if not any(name in found for name in _SPEEDS):
-        raise BadFile(f"{where}: measured holds no speed; it needs one of {', '.join(_SPEEDS)}")
+    if not found:
+        raise BadFile(f"{where}: measured holds nothing; it needs one of {', '.join(_SPEEDS)}, gpu_memory")
     return Measured(**found)
 
 

@@ -9,51 +9,73 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from stowplan.errors import DoesNotFit
 from stowplan.figures import Figures
+from stowplan.machines.machine import Number
 from stowplan.planner.commands import Understood
 from stowplan.systems import load_system
-from stowplan.systems.base import Setup
 from stowplan.validate.cases import Case, load_cases
 from stowplan.validate.run import understood
 
 _POINTS_PER_RECORD = 3
 _NOISE = 0.10  # relative scatter of one published measurement: repeats in the records differ by 5 to 15 %
 _WIDEST_PRIOR = 0.7
+_STEP = 0.02
+_MOST_STEPS = 8
+
+Moves = np.ndarray[Any, np.dtype[np.float64]]
 
 SHARED = (
     "gpu.gemm_share",
+    "gpu.gemm_quantised_share",
     "gpu.gemm_float_per_unit_clock",
     "gpu.gemm_quantised_per_unit_clock",
     "gpu.gemm_float_energy",
     "gpu.gemm_quantised_energy",
+    "gpu.gemm_routed",
+    "gpu.gemm_iqk",
+    "gpu.gemm_tile",
     "gpu.gemv_per_unit_clock",
+    "gpu.apple.gemv_per_unit_clock",
+    "gpu.attention_share",
+    "gpu.attention_unfused",
     "gpu.attention_bytes_per_unit_clock",
+    "gpu.attention_passes",
     "gpu.kernel_gap",
+    "gpu.staged_copy",
     "gpu.copy_latency",
+    "gpu.expert_gap",
+    "pipelining",
+    "expert_popularity",
     "cpu.thread_gap",
     "cpu.dram_share",
-    "cpu.stream",
+    "cpu.stall",
+    "cpu.remote",
     "cpu.sockets",
-    "cpu.gemv.k",
-    "cpu.gemv.iq",
 )
 """Constants that llama.cpp and ik_llama.cpp have in common."""
 
 OWN = (
-    "gpu.attention_share",
     "gpu.attention_per_unit_clock",
+    "cpu.gemm_tile",
+    "cpu.gemv.block",
+    "cpu.gemv.k",
+    "cpu.gemv.iq",
+    "cpu.gemm.block",
     "cpu.gemm.k",
     "cpu.gemm.iq",
-    "cpu.gemm.block",
+    "cpu.isa_gemm.wide",
     "cpu.attention",
+    "cpu.attention_row",
+    "cpu.attention_unfused",
 )
-"""Constants of kernels that each of the two has written for itself."""
+"""Constants of kernels that each of the two has written for itself, as far as an engine has them."""
 
 FAMILIES = ("llama.cpp", "ik_llama.cpp")
 
@@ -66,6 +88,21 @@ class Fitted:
     before: float
     after: float
     sd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far predictions are off on machines that the fit leaves out.
+
+    Attributes:
+        situation: engine, kind of placement and figure.
+        figures: how many there are.
+        within: 80 % of the logarithms of predicted over measured are within plus and minus this.
+    """
+
+    situation: str
+    figures: int
+    within: float
 
 
 def chosen(cases: Sequence[Case]) -> list[Case]:
@@ -84,7 +121,6 @@ class _Problem:
     """Residuals of the fit cases as a function of the constants' logarithmic multipliers."""
 
     def __init__(self) -> None:
-        self.names = [("", name) for name in SHARED] + [(engine, name) for engine in FAMILIES for name in OWN]
         self._system = load_system("llama.cpp")
         self._meant: list[tuple[Case, Understood, float]] = []
         figures: dict[str, Figures] = {}
@@ -99,6 +135,8 @@ class _Problem:
                     continue
                 self._meant.append((case, meant, points[case.record] ** -0.5))
                 figures[engine] = meant.setup.figures
+        owned = [(engine, name) for engine in FAMILIES for name in OWN if f"llama.cpp.{name}" in figures[engine]]
+        self.names = [("", name) for name in SHARED] + owned
         own = [figures[engine or FAMILIES[0]] for engine, _ in self.names]
         self.before = [table.value(f"llama.cpp.{name}") for table, (_, name) in zip(own, self.names, strict=True)]
         self.priors = [
@@ -106,44 +144,111 @@ class _Problem:
             for table, (_, name) in zip(own, self.names, strict=True)
         ]
 
-    def residuals(self, moves: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
+    def residuals(self, moves: Moves) -> list[float]:
         """Log ratios in units of the measurement noise, then the moves in units of their priors."""
-        found: list[float] = []
-        for case, meant, weight in self._meant:
-            figures = meant.setup.figures
-            for (engine, name), move in zip(self.names, moves, strict=True):
-                if engine in ("", case.family):
-                    figures = figures.scaled(f"llama.cpp.{name}", float(np.exp(move)))
-            evaluation = self._system.evaluate(Setup(meant.setup.machine, meant.setup.model, figures), meant.plan)
-            if case.measured.decode_tokens_per_s:
-                ratio = meant.plan.workload.batch / evaluation.decode_s / case.measured.decode_tokens_per_s
-                found.append(weight * float(np.log(ratio)) / _NOISE)
-            if case.measured.prefill_tokens_per_s and evaluation.prefill_s:
-                tokens = meant.plan.workload.prompt * meant.plan.workload.batch
-                ratio = tokens / evaluation.prefill_s / case.measured.prefill_tokens_per_s
-                found.append(weight * float(np.log(ratio)) / (2 * _NOISE))
+        found = [value for k in range(len(self._meant)) for value in self._of_case(k, moves)]
         return found + [float(move) / prior for move, prior in zip(moves, self.priors, strict=True)]
 
+    def jacobian(self, moves: Moves) -> Moves:
+        """Derivatives of the residuals; only cases that a constant can move are evaluated again for it."""
+        cases = range(len(self._meant))
+        base = [self._of_case(k, moves) for k in cases]
+        starts = np.cumsum([0, *(len(values) for values in base)])
+        matrix = np.zeros((int(starts[-1]) + len(self.names), len(self.names)))
+        for column, (engine, name) in enumerate(self.names):
+            moved = moves.copy()
+            moved[column] += _STEP
+            for k in cases:
+                if _concerns(engine, name, *self._meant[k][:2]):
+                    change = np.subtract(self._of_case(k, moved), base[k]) / _STEP
+                    matrix[starts[k] : starts[k + 1], column] = change
+            matrix[int(starts[-1]) + column, column] = 1.0 / self.priors[column]
+        return matrix
 
-def fit() -> list[Fitted]:
-    """Constants of llama.cpp and ik_llama.cpp, fitted together to their cases of the ``fit`` split."""
+    def spreads(self, moves: Moves, jacobian: Moves) -> list[Spread]:
+        """Residuals of every machine under the fit without it, to first order, by situation."""
+        rows: dict[str, list[int]] = {}
+        labels: list[tuple[str, float]] = []
+        found: list[float] = []
+        for k, (case, meant, weight) in enumerate(self._meant):
+            values = self._of_case(k, moves)
+            figures = [name for name, value in _speeds(case) if value]
+            for name, value in zip(figures, values, strict=True):
+                rows.setdefault(meant.setup.machine.spec, []).append(len(found))
+                found.append(value)
+                scale = weight / (_NOISE if name == "decode" else 2 * _NOISE)
+                labels.append((f"{case.family} {case.kind} {name}", scale))
+        residuals, whole = np.array(found), jacobian.T @ jacobian
+        sizes: dict[str, list[float]] = {}
+        for mine in rows.values():
+            own = jacobian[mine]
+            rest = whole - own.T @ own
+            without = residuals[mine] + own @ np.linalg.solve(rest, own.T @ residuals[mine])
+            for index, value in zip(mine, without, strict=True):
+                label, scale = labels[index]
+                sizes.setdefault(label, []).append(abs(float(value)) / scale)
+        return [Spread(name, len(each), float(np.quantile(each, 0.8))) for name, each in sorted(sizes.items())]
+
+    def _of_case(self, index: int, moves: Moves) -> list[float]:
+        case, meant, weight = self._meant[index]
+        known = meant.setup.figures
+        moved: dict[str, Number] = {}
+        for (engine, name), move in zip(self.names, moves, strict=True):
+            if engine in ("", case.family):
+                full = f"llama.cpp.{name}"
+                moved[full] = replace(known[full], value=known.value(full) * float(np.exp(move)))
+        setup = replace(meant.setup, figures=Figures({**known, **moved}))
+        evaluation = self._system.evaluate(setup, meant.plan)
+        found: list[float] = []
+        if case.measured.decode_tokens_per_s:
+            ratio = meant.plan.workload.batch / evaluation.decode_s / case.measured.decode_tokens_per_s
+            found.append(weight * float(np.log(ratio)) / _NOISE)
+        if case.measured.prefill_tokens_per_s and evaluation.prefill_s:
+            tokens = meant.plan.workload.prompt * meant.plan.workload.batch
+            ratio = tokens / evaluation.prefill_s / case.measured.prefill_tokens_per_s
+            found.append(weight * float(np.log(ratio)) / (2 * _NOISE))
+        return found
+
+
+def _speeds(case: Case) -> tuple[tuple[str, float | None], ...]:
+    return ("decode", case.measured.decode_tokens_per_s), ("prefill", case.measured.prefill_tokens_per_s)
+
+
+def _concerns(engine: str, name: str, case: Case, meant: Understood) -> bool:
+    """Whether a constant can move the times of a case."""
+    machine = meant.setup.machine
+    if engine not in ("", case.family):
+        return False
+    if name.startswith("cpu."):
+        return case.kind != "full-gpu"
+    if name.startswith("gpu.apple"):
+        return any(gpu.vendor == "apple" for gpu in machine.gpus)
+    return len(machine.gpus) > 1 if name == "pipelining" else True
+
+
+def fit() -> tuple[list[Fitted], list[Spread]]:
+    """Constants of llama.cpp and ik_llama.cpp, fitted together to their cases of the ``fit`` split, and spreads."""
     problem = _Problem()
     start = np.zeros(len(problem.names))
     solution = least_squares(
-        problem.residuals, start, loss="soft_l1", diff_step=np.full(len(start), 0.02), max_nfev=10, verbose=2
+        problem.residuals, start, problem.jacobian, loss="soft_l1", max_nfev=_MOST_STEPS, verbose=2
     )
-    jacobian = np.asarray(solution.jac, dtype=np.float64)
+    jacobian = np.asarray(problem.jacobian(solution.x), dtype=np.float64)
     covariance = np.linalg.pinv(jacobian.T @ jacobian)
-    return [
+    fitted = [
         Fitted(f"{engine or 'both'}: {name}", before, before * float(np.exp(move)), float(np.sqrt(covariance[i, i])))
         for i, ((engine, name), before, move) in enumerate(zip(problem.names, problem.before, solution.x, strict=True))
     ]
+    return fitted, problem.spreads(solution.x, jacobian)
 
 
 def main() -> None:
-    """Print fitted constants."""
-    for each in fit():
+    """Print fitted constants, then how far predictions are off on machines left out of the fit."""
+    fitted, spreads = fit()
+    for each in fitted:
         print(f"{each.name:50} {each.before:12.4g} -> {each.after:12.4g}   sd {each.sd:.2f}")
+    for spread in spreads:
+        print(f"{spread.situation:44} {spread.figures:4} figures, 80 % within {spread.within:.2f} of the logarithm")
 
 
 if __name__ == "__main__":

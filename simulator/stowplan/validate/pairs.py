@@ -13,13 +13,15 @@ from stowplan.validate.rows import Row
 DIFFERENT = 0.10
 """Measurements that differ by no more than this are no choice: repeats of one run differ as much."""
 
+_NO_CHOICE = ("memory", "capacity", "largest")
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two runs of the same model on the same machine that answer the same question in another way.
 
     Attributes:
-        better, worse: by measurement.
+        better, worse: by measurement; the same row twice where it is the ratio of both.
         gain: better over worse as measured, at least 1.
         predicted_gain: the same of the predictions; above 1 the winner was predicted.
     """
@@ -66,12 +68,26 @@ class Winners:
 
 
 def pairs_of(rows: Iterable[Row], different: float = DIFFERENT) -> list[Pair]:
-    """Every pair of rows with the same question and figure, another run or system, and measurements that differ."""
+    """Every pair of rows with the same question and figure, another run or system, and measurements that differ.
+
+    A row that is a ratio of two speeds is a pair by itself.
+    """
     questions: dict[tuple[str, str], list[Row]] = {}
+    found: list[Pair] = []
     for row in rows:
-        if row.figure != "memory":
+        if row.figure == "speed-up":
+            found += _ratio(row, different)
+        elif row.figure not in _NO_CHOICE:
             questions.setdefault((row.question, row.figure), []).append(row)
-    return [pair for group in questions.values() for pair in _pairs(group, different)]
+    return found + [pair for group in questions.values() for pair in _pairs(group, different)]
+
+
+def _ratio(row: Row, different: float) -> Iterator[Pair]:
+    """A published ratio of speeds is a pair by itself."""
+    if row.measured > 1.0 + different:
+        yield Pair(row, row, row.measured, row.predicted)
+    elif row.measured < 1.0 / (1.0 + different):
+        yield Pair(row, row, 1.0 / row.measured, 1.0 / row.predicted)
 
 
 def _pairs(rows: Sequence[Row], different: float) -> Iterator[Pair]:

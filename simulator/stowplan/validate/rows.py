@@ -9,10 +9,22 @@ from typing import Literal
 Part = Literal["held-out", "fit"]
 """Whether constants may have been set on the hardware of a measurement."""
 
-FIGURES = ("decode", "prefill", "throughput", "memory", "ttft", "tpot", "e2e")
-"""Figures that are compared: speeds in tokens/s, memory in bytes, times to first token, per token and to the end in s."""
+FIGURES = (
+    *("decode", "prefill", "throughput", "memory", "ttft", "tpot", "e2e"),
+    *("speed-up", "capacity", "largest"),
+)
+"""Figures that are compared.
+
+Speeds in tokens/s, memory in bytes, times to the first token, per token and to the end in seconds; ratios of speeds;
+tokens or sequences that fit; and the largest value that a source gives without saying where it arises.
+"""
 
 _Z80 = 1.2815515655446004  # half the width of an 80 % interval in standard deviations
+
+
+def family_name(system: str, kind: str, figure: str) -> str:
+    """Name of the group that rows are counted in."""
+    return " ".join(word for word in (system, kind, figure) if word)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +35,8 @@ class Row:
         id: case, with the point of a sweep: ``cb021/d6656``.
         record: record that it is a point of; a record counts once however many points it has.
         system: engine or published system: ``llama.cpp``, ``vLLM serving``.
-        kind: how the weights lie (``partial``, ``full-gpu``, ``cpu-only``, ``disk``), empty where it does not matter.
+        kind: how the weights lie (``partial``, ``full-gpu``, ``cpu-only``, ``disk``), or which statistic of many
+            requests it is (``mean``, ``p99``); empty where neither matters.
         figure: one of `FIGURES`.
         part: fit or held-out.
         hardware: GPUs and processor, the text that decides the part.
@@ -61,7 +74,7 @@ class Row:
     @property
     def family(self) -> str:
         """Name of the group that this row is counted in."""
-        return " ".join(word for word in (self.system, self.kind, self.figure) if word)
+        return family_name(self.system, self.kind, self.figure)
 
     @property
     def ratio(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ from stowplan.planner.commands import Hints, Understood, understand
 from stowplan.planner.predict import predict
 from stowplan.systems import load_system
 from stowplan.validate.cases import Case
+from stowplan.validate.rows import Result, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,12 @@ class Failure:
     refused: bool
 
 
-@lru_cache(maxsize=64)
+def machine_of(case: Case) -> Machine:
+    """The machine that a case ran on."""
+    return _machine(case.machine, case.overrides)
+
+
+@lru_cache(maxsize=256)
 def _machine(spec: str, overrides: tuple[str, ...]) -> Machine:
     return load_machine(spec, overrides)
 
@@ -72,15 +78,31 @@ def _model(name: str, quant: str) -> Model:
     return load_model(name, quant)
 
 
+def attempt(case: Case, rows: Callable[[], tuple[Row, ...]]) -> Result:
+    """Rows of a case, or the sentence why there are none."""
+    ran = not case.out_of_memory
+    try:
+        return Result(rows=rows(), ran=ran)
+    except DoesNotFit as error:
+        return Result(refused=str(error), does_not_fit=True, ran=ran)
+    except StowplanError as error:
+        return Result(refused=str(error), ran=ran)
+
+
 def understood(case: Case) -> Understood:
-    """Setup and plan of a case."""
-    machine, model = _machine(case.machine, case.overrides), _model(case.model, case.quant)
+    """Setup and plan of a case.
+
+    Raises:
+        StowplanError: the command holds something that cannot be understood or placed.
+    """
+    machine, model = machine_of(case), _model(case.model, case.quant)
     hints = Hints(
         model=case.model,
         quant=case.quant,
         workload=Workload(prompt=case.prompt, generate=case.generate, depth=case.depth, batch=case.batch),
         release="current" if case.engine_version == "current" else "pre-2025-12",
         ik=case.engine_version == "ik",
+        built=case.date,
         loaded=model,
     )
     return understand(shlex.split(case.command), machine, hints)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Protocol, cast
 
-from stowplan.validate.rows import Part, Result
+from stowplan.validate.rows import Part, Result, family_name
 
-_MODULES = ("stowplan.validate.case_rows", "stowplan.validate.serving")
+_MODULES = ("stowplan.validate.case_rows", "stowplan.validate.published_rows", "stowplan.validate.replay_rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Unit:
         name: case or experiment, unique within its source.
         record: record that it belongs to.
         system, part: as of its rows.
-        kind: as of its rows.
+        kinds: kinds that its rows may have.
         hardware: GPUs and processor; machine: the machine as text.
         figures: figures that its rows may hold.
     """
@@ -37,7 +37,7 @@ class Unit:
     record: str
     system: str
     part: Part
-    kind: str
+    kinds: tuple[str, ...]
     hardware: str
     machine: str
     figures: tuple[str, ...]
@@ -45,7 +45,7 @@ class Unit:
     @property
     def families(self) -> tuple[str, ...]:
         """Names of the groups that its rows may be counted in."""
-        return tuple(" ".join(word for word in (self.system, self.kind, each) if word) for each in self.figures)
+        return tuple(family_name(self.system, kind, each) for kind in self.kinds for each in self.figures)
 
 
 class Source(Protocol):
@@ -73,4 +73,9 @@ def _source(module: str) -> Source:
 
 def jobs(modules: Iterable[str] = _MODULES) -> list[Job]:
     """Every unit of every source, in order."""
-    return [Job(module, unit) for module in modules if find_spec(module) for unit in _source(module).units()]
+    return [Job(module, unit) for module in modules for unit in _units(module)]
+
+
+@cache
+def _units(module: str) -> tuple[Unit, ...]:
+    return tuple(_source(module).units())

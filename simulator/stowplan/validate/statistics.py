@@ -59,15 +59,15 @@ def errors(name: str, rows: Sequence[Row], target_median: float | None = None) -
     if bounded:
         held = [weight for *_, weight in bounded]
         coverage = math.fsum(w for inside, _, _, w in bounded if inside) / math.fsum(held)
-        spread = quantile([claimed for _, claimed, _, _ in bounded if claimed], held, 0.5)
+        spread = median([claimed for _, claimed, _, _ in bounded if claimed], held)
         wanted = spread * quantile([away for _, _, away, _ in bounded if away is not None], held, AIM)
     return Errors(
         name=name,
         n=len(rows),
         records=len({row.record for row in rows}),
         hardware=len({row.hardware for row in rows}),
-        median_signed_error=quantile([row.ratio - 1.0 for row in rows], weights, 0.5),
-        median_abs_error=quantile([row.error for row in rows], weights, 0.5),
+        median_signed_error=median([row.ratio - 1.0 for row in rows], weights),
+        median_abs_error=median([row.error for row in rows], weights),
         p90_abs_error=quantile([row.error for row in rows], weights, 0.9),
         interval_coverage=coverage,
         interval_spread=spread,
@@ -82,6 +82,12 @@ def grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         groups.setdefault(row.family, []).append(row)
     return {name: groups[name] for name in sorted(groups)}
+
+
+def median(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Middle value; the mean of both where the weight divides evenly between two."""
+    negated = quantile([-value for value in values], weights, 0.5)
+    return (quantile(values, weights, 0.5) - negated) / 2
 
 
 def quantile(values: Sequence[float], weights: Sequence[float], share: float) -> float:

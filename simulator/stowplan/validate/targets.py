@@ -99,9 +99,7 @@ def _target(raw: Mapping[str, object]) -> Target:
     median, p90 = raw.get("median"), raw.get("p90")
     if not isinstance(median, float) or not (p90 is None or isinstance(p90, float)):
         raise BadFile(f"{where}: median and p90 are shares such as 0.12")
-    return Target(
-        str(raw["name"]), _texts(raw, "systems", where), _texts(raw, "kinds", where), figures, median, p90
-    )
+    return Target(str(raw["name"]), _texts(raw, "systems", where), _texts(raw, "kinds", where), figures, median, p90)
 
 
 def _texts(raw: Mapping[str, object], name: str, where: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What an offloading system does with weights, cache and experts: one frozen record per subject, neutral by default.
 
-The neutral policy keeps everything on the GPU and computes it there. Shares are of a layer's bytes and the same in every
-layer, so that layers of one class are alike; whole layers spread evenly over the depth come to the same.
+The neutral policy keeps everything on the GPU and computes it there. Shares are of a layer's bytes and the same in
+every layer, so that layers of one class are alike; whole layers spread evenly over the depth come to the same.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ def _shares(owner: str, **given: float) -> None:
             raise InputError(f"{owner}: {name} is {value}, but it is a share from 0 to 1")
 
 
+def _sum(gpu: float, ram: float) -> float:
+    """Both shares together, forgiving what rounding adds."""
+    return max(0.0, gpu + ram - 1e-9)
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Weights other than routed experts.
@@ -33,7 +38,8 @@ class Weights:
         pinned: whether host memory is page-locked.
         direct: whether reads from disk go straight to the GPU, not through a buffer in host memory.
         mapped: whether what is on disk comes by page faults of a memory-mapped file.
-        cpu: share of what is not in GPU memory that the CPU computes where it lies, instead of the GPU after a copy.
+        cpu: share of what is not in GPU memory that the CPU computes where it lies in decode, instead of the GPU after
+            a copy; prompts are copied.
         stored: bytes that are stored and moved per byte of the model's format.
         unpack: bytes of the model's format that the GPU restores per unit and clock; None where products read the
             stored form.
@@ -52,7 +58,7 @@ class Weights:
     unpack: float | None = None
 
     def __post_init__(self) -> None:
-        _shares("weights", gpu=self.gpu, ram=self.ram, together=max(0.0, self.gpu + self.ram - 1e-9), cpu=self.cpu)
+        _shares("weights", gpu=self.gpu, ram=self.ram, together=_sum(self.gpu, self.ram), cpu=self.cpu)
         if self.prefetch < 0 or self.pieces < 1 or not 0.0 < self.stored <= 1.0:
             raise InputError("weights: prefetch is at least 0, pieces at least 1, stored above 0 and at most 1")
 
@@ -84,8 +90,10 @@ class Cache:
         read: share of the kept tokens that one decode step reads (selection).
         scan: share of the kept cache's bytes that is read, on the GPU, to select them, from a copy that lies there.
         locality: share of the selected tokens that the last step has left on the GPU.
+        whole_layers: first layers that read everything, for nothing has been seen to select by.
         recompute: share of the cache that is not kept but rebuilt from kept inputs of the layer.
         pinned: whether host memory is page-locked.
+        mapped: whether what is on disk comes by page faults of a memory-mapped file.
     """
 
     gpu: float = 1.0
@@ -100,16 +108,27 @@ class Cache:
     read: float = 1.0
     scan: float = 0.0
     locality: float = 0.0
+    whole_layers: int = 0
     recompute: float = 0.0
     pinned: bool = True
+    mapped: bool = False
 
     def __post_init__(self) -> None:
         _shares(
-            "cache", gpu=self.gpu, ram=self.ram, together=max(0.0, self.gpu + self.ram - 1e-9), kept=self.kept, read=self.read,
-            scan=self.scan, locality=self.locality, recompute=self.recompute,
-        )  # fmt: skip
-        if self.prefetch < 0 or self.slices < 1 or not 0.0 < self.bits <= 1.0 or self.residual < 0:
-            raise InputError("cache: prefetch and residual are at least 0, slices at least 1, bits above 0 to 1")
+            "cache",
+            gpu=self.gpu,
+            ram=self.ram,
+            together=_sum(self.gpu, self.ram),
+            kept=self.kept,
+            read=self.read,
+            scan=self.scan,
+            locality=self.locality,
+            recompute=self.recompute,
+        )
+        if min(self.prefetch, self.residual, self.whole_layers) < 0 or self.slices < 1 or not 0.0 < self.bits <= 1.0:
+            raise InputError(
+                "cache: prefetch, residual and whole_layers are at least 0, slices at least 1, bits above 0 to 1"
+            )
         if self.gpu not in (0.0, 1.0) and self.attend == "gpu" and self.read < 1.0:
             raise InputError("cache: a selection needs the cache whole on one tier")
 
@@ -138,7 +157,8 @@ class Experts:
         lookahead: layers by which the predictor is ahead of the router.
         miss: who serves a miss: ``load`` copies it, ``cpu`` computes it where it lies, ``both`` divides the misses of a
             layer so that copying and computing end together.
-        low: share of the misses that are served by a smaller copy; `low_stored` its bytes per byte of the full one.
+        low: share of the misses that are served by a smaller copy; `low_stored` its bytes per byte of the full one;
+            `low_gpu` the share of the smaller copies that are on the GPU.
         stored, unpack: as for `Weights`.
         pinned: whether host memory is page-locked.
         deferred: share of the CPU's work of a layer that may end while the next layer's attention runs.
@@ -154,6 +174,7 @@ class Experts:
     miss: Literal["load", "cpu", "both"] = "load"
     low: float = 0.0
     low_stored: float = 1.0
+    low_gpu: float = 0.0
     stored: float = 1.0
     unpack: float | None = None
     pinned: bool = True
@@ -161,9 +182,15 @@ class Experts:
 
     def __post_init__(self) -> None:
         _shares(
-            "experts", gpu=self.gpu, ram=self.ram, together=max(0.0, self.gpu + self.ram - 1e-9), accuracy=self.accuracy,
-            low=self.low, deferred=self.deferred,
-        )  # fmt: skip
+            "experts",
+            gpu=self.gpu,
+            ram=self.ram,
+            together=_sum(self.gpu, self.ram),
+            accuracy=self.accuracy,
+            low=self.low,
+            low_gpu=self.low_gpu,
+            deferred=self.deferred,
+        )
         if self.policy != "uniform" and self.policy not in POLICIES:
             raise InputError(f"experts: policy '{self.policy}' is not uniform or one of {', '.join(POLICIES)}")
         if self.shallow < 0 or self.lookahead < 1 or not 0.0 < self.low_stored <= 1.0 or not 0.0 < self.stored <= 1.0:
@@ -203,6 +230,7 @@ class Policy:
         batches: GPU batches that share one pass over the weights (a block schedule); the workload's batch is divided.
         chunk: prompt tokens of a sequence in one pass; None for the whole prompt.
         slack: share of GPU memory that a plan leaves free.
+        one_thread: whether one thread launches the GPU's work and does the CPU's, so that they take turns.
     """
 
     weights: Weights = field(default_factory=Weights)
@@ -213,6 +241,7 @@ class Policy:
     batches: int = 1
     chunk: int | None = None
     slack: float = 0.0
+    one_thread: bool = False
 
     def __post_init__(self) -> None:
         if self.batches < 1 or (self.chunk is not None and self.chunk < 1) or not 0.0 <= self.slack < 1.0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from stowplan.errors import NotExpressible
@@ -13,6 +13,7 @@ from stowplan.ops import (
     CacheFormat,
     Kind,
     Operator,
+    Part,
     Step,
     distinct_experts,
     embedding_operator,
@@ -26,7 +27,9 @@ from stowplan.work import Work
 
 GPU, H2D, D2H, DRAM, CORES = "gpu0", "gpu0.h2d", "gpu0.d2h", "host.dram", "host.cores"
 READ, WRITE, FAULTS, STORAGE = "disk.read", "disk.write", "disk.faults", "storage.attention"
+CPU_ATTENTION = "host.attention"
 HALF = 2.0
+_DESKTOP_CHANNELS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,9 @@ class LayerParts:
     """Operators of one layer in one pass of one GPU batch, by where in the layer they run.
 
     Attributes:
-        before, attention, after: projections into the attention, the attention itself, everything behind it but the
-            routed experts (output projection, router, shared experts, dense matrices).
+        before, attention, after: projections into the attention, the attention itself, everything behind it that
+            routed experts wait for (output projection, router, dense matrices).
+        beside: shared experts, which routed ones do not wait for.
         experts: products of routed experts, for the distinct experts that the pass touches.
         touched: distinct experts that the pass touches on average; 0 in a dense layer.
     """
@@ -43,6 +47,7 @@ class LayerParts:
     before: tuple[Operator, ...]
     attention: Operator
     after: tuple[Operator, ...]
+    beside: tuple[Operator, ...]
     experts: tuple[Operator, ...]
     touched: float
 
@@ -54,11 +59,12 @@ def layer_parts(layer: Layer, step: Step) -> LayerParts:
     middle = next(n for n, op in enumerate(mixing) if op.kind is not Kind.MATMUL)
     feeding = ffn_operators(layer, step.tokens)
     routed = tuple(op for op in feeding if op.part in EXPERT_PARTS)
-    rest = tuple(op for op in feeding if op.part not in EXPERT_PARTS)
+    shared = tuple(op for op in feeding if op.part is Part.SHARED)
+    rest = tuple(op for op in feeding if op.part not in (*EXPERT_PARTS, Part.SHARED))
     touched = 0.0
     if layer.experts is not None:
         touched = distinct_experts(layer.experts.total, layer.experts.active, step.tokens)
-    return LayerParts(mixing[:middle], mixing[middle], (*mixing[middle + 1 :], *rest), routed, touched)
+    return LayerParts(mixing[:middle], mixing[middle], (*mixing[middle + 1 :], *rest), shared, routed, touched)
 
 
 def dense_bytes(layer: Layer) -> float:
@@ -87,6 +93,7 @@ class Pricing:
     def __init__(self, setup: Setup, engine: str, policy: Policy) -> None:
         self.setup, self.engine, self.policy = setup, engine, policy
         machine, figures = setup.machine, setup.figures
+        self._unit_clock = 0.0
         if policy.device == "gpu":
             if not machine.gpus:
                 raise NotExpressible("it computes on a GPU; choose a machine that has one")
@@ -95,8 +102,14 @@ class Pricing:
                     f"it moves bytes between host and GPU memory, which are one on {machine.gpus[0].name}"
                 )
             self.gpu = GpuKernels.build(figures, 0, engine, machine.gpus[0].vendor)
+            if figures.get_value(f"{engine}.gpu.weight_only"):
+                # Weights are restored to 16 bits inside the product, so its arithmetic is that of 16 bits.
+                self.gpu = replace(self.gpu, gemm=dict.fromkeys(self.gpu.gemm, self.gpu.gemm["float"]))
         threads = machine.cores
-        self.cpu = CpuKernels.build(figures, engine, machine.cpu.isa, threads)
+        self._cpu: CpuKernels | None = None
+        if f"{engine}.cpu.operator_gap" in figures:
+            stalls = 1.0 if machine.cpu.memory_channels > _DESKTOP_CHANNELS else 0.0
+            self._cpu = CpuKernels.build(figures, engine, machine.cpu.isa, threads, stalls=stalls)
         share = figures.get_value(f"{engine}.cpu.dram_share") or 1.0
         dram = figures.value("host.dram") * share
         if machine.sockets > 1:
@@ -104,15 +117,18 @@ class Pricing:
         self.rates: dict[str, float] = {DRAM: dram, CORES: float(threads)}
         if policy.device == "gpu":
             kind = "pinned" if policy.weights.pinned else "pageable"
+            # Where nobody states units and clock: bytes per unit and clock of current memory systems.
+            self._unit_clock = figures.get_value("gpu0.unit_clock") or figures.value("gpu0.hbm") / 4.5
             self.rates |= {"gpu0.compute": 1.0, "gpu0.hbm": figures.value("gpu0.hbm")}
             self.rates |= {H2D: figures.value(f"gpu0.h2d.{kind}"), D2H: figures.value(f"gpu0.d2h.{kind}")}
         if machine.disks:
             self.rates |= {name: figures.value(name) for name in (READ, WRITE, FAULTS)}
+        attended = figures.get_value(f"{engine}.cpu_attention_rate")
+        if attended is not None:
+            self.rates[CPU_ATTENTION] = attended
         internal = figures.get_value(STORAGE)
         if internal is not None:
             self.rates[STORAGE] = internal
-        self._unit_clock = figures.get_value("gpu0.unit_clock") or 0.0
-        self._paged = figures.get_value("gpu0.h2d.pageable") or 0.0
 
     def on_gpu(self, operators: tuple[Operator, ...], share: float = 1.0) -> Work:
         """Work of a share of some operators on the GPU; every kernel is launched whatever its share."""
@@ -123,12 +139,25 @@ class Pricing:
         return total
 
     def on_cpu(self, operators: tuple[Operator, ...], share: float = 1.0) -> Work:
-        """Work of a share of some operators on the host's cores."""
+        """Work of a share of some operators on the host's cores.
+
+        Raises:
+            NotExpressible: the engine has no kernels for them.
+        """
         total = Work.zero
+        if self._cpu is None:
+            raise NotExpressible(f"{self.engine} computes nothing on the CPU")
         for op in operators:
-            work = self.cpu.work(op)
+            work = self._cpu.work(op)
             total = total + Work(work.amounts) * share + Work({}, work.overhead_s)
         return total
+
+    def attend_on_cpu(self, op: Operator) -> Work:
+        """Attention on the host: by an engine's own rate of it where one is known, else by its kernels."""
+        if CPU_ATTENTION not in self.rates:
+            return self.on_cpu((op,))
+        traffic = self.setup.figures.get_value(f"{self.engine}.cpu_attention_traffic") or 1.0
+        return Work({DRAM: traffic * op.kv_read, CPU_ATTENTION: op.kv_read})
 
     def copy(self, size: float, resource: str = H2D, *, pinned: bool = True) -> Work:
         """Copy between host and GPU memory; a pageable one takes as much longer as the link then gives less."""

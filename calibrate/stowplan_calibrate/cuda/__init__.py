@@ -1,0 +1,1 @@
+"""CUDA C++ programs that measure a GPU; compiled on the target, each prints one JSON line per point."""

@@ -1,0 +1,49 @@
+"""How far predictions are off for a GPU that was not measured: each measured GPU by its nearest relative's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stowplan.kernel_forms.library import STAND_INS
+from stowplan_calibrate.fitting.jobs import Array, Outcome
+
+RELATIVES: Mapping[str, str] = {
+    "h100-sxm": "h200-sxm",
+    "h200-sxm": "h100-sxm",
+    "b200": "h200-sxm",
+    "l40s": "a100-80gb-sxm",
+    "a100-80gb-sxm": "l40s",
+}
+"""Who stands in for each measured GPU when it is left out: the same generation, otherwise the nearest one."""
+
+
+def left_out(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[tuple[str, str], Array]:
+    """Residuals by kernel class and GPU, log(predicted / measured), all samples of types that the relative can serve.
+
+    Args:
+        outcomes: fits by GPU. Sums over GPUs take the relative's own kernels with the ring that was fitted here, since
+            the two are evaluated together.
+    """
+    residuals: dict[tuple[str, str], list[Array]] = {}
+    for gpu, own in outcomes.items():
+        others = {(outcome.job.kernel_class, outcome.job.dtype): outcome for outcome in outcomes[RELATIVES[gpu]]}
+        for outcome in own:
+            job = outcome.job
+            names = (job.dtype, *STAND_INS.get(job.dtype, ()))
+            other = next((others[job.kernel_class, name] for name in names if (job.kernel_class, name) in others), None)
+            if other is None:
+                continue
+            parameters = {**other.job.fixed, **other.fit.parameters}
+            predicted = job.evaluate(parameters, other.facts, np.arange(len(job.seconds)))
+            residuals.setdefault((job.kernel_class, gpu), []).append(np.log(predicted) - np.log(job.seconds))
+    return {key: np.concatenate(parts) for key, parts in residuals.items()}
+
+
+def spread_by_class(residuals: Mapping[tuple[str, str], Array]) -> dict[str, float]:
+    """Robust standard deviation around zero, bias included, pooled over the GPUs left out."""
+    pooled: dict[str, list[Array]] = {}
+    for (kernel_class, _), values in residuals.items():
+        pooled.setdefault(kernel_class, []).append(values)
+    return {name: float(1.4826 * np.median(np.abs(np.concatenate(parts)))) for name, parts in pooled.items()}

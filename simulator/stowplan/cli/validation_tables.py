@@ -1,0 +1,206 @@
+"""Lines of `stowplan validate`: families, promises, winners, what has no prediction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from stowplan.cli.tables import Line, blocks, labelled, paragraph, table
+from stowplan.report.words import count, three
+
+if TYPE_CHECKING:
+    from stowplan.validate.ablation import Ablation
+    from stowplan.validate.rows import Row
+    from stowplan.validate.statistics import Errors
+    from stowplan.validate.targets import Reached, Targets
+    from stowplan.validate.unexpressed import Unexpressed
+    from stowplan.validate.validation import Validation
+
+_HEADER = ("n", "records", "signed", "median", "p90", "within 80 %", "target")
+_SHOWN_REFUSALS = 8
+
+
+def answer(found: Validation, targets: Targets, *, fitted: bool, cases: bool) -> list[Line]:
+    """Everything about a comparison."""
+    held_out, fit = found.part("held-out"), found.part("fit")
+    return blocks(
+        _scope(held_out, fit),
+        _families("hardware that no constant was set on", found.held_out),
+        _families("hardware that constants were set on", found.fitted) if fitted else [],
+        _promises(found.targets),
+        _winners(found, targets),
+        _fits(found),
+        _refused(found),
+        _cases(found.rows) if cases else [],
+    )
+
+
+def percent(value: float | None, *, signed: bool = False) -> str:
+    """A share in whole per cent, or a dash."""
+    if value is None:
+        return "-"
+    return f"{100 * value:+.0f}%" if signed else f"{100 * value:.0f}%"
+
+
+def _scope(held_out: Sequence[Row], fit: Sequence[Row]) -> list[Line]:
+    def told(rows: Sequence[Row]) -> str:
+        return (
+            f"{count(len(rows), 'figure')} of {count(len({row.record for row in rows}), 'record')} "
+            f"on {count(len({row.hardware for row in rows}), 'machine')}"
+        )
+
+    return [
+        *labelled("held out", f"{told(held_out)} that no constant was set on: the errors below", "answer"),
+        *labelled("fitted", f"{told(fit)} whose runs may set constants (--fitted shows them)"),
+        *labelled("errors", "(predicted - measured) / measured; a record counts once however many points it has"),
+    ]
+
+
+def _families(title: str, families: Iterable[Errors]) -> list[Line]:
+    rows = [_family_row(each) for each in families]
+    return table((title, *_HEADER), rows, numbers=range(1, 8)) if rows else []
+
+
+def _family_row(found: Errors) -> list[str]:
+    return [
+        found.name,
+        str(found.n),
+        str(found.records),
+        percent(found.median_signed_error, signed=True),
+        percent(found.median_abs_error),
+        percent(found.p90_abs_error),
+        percent(found.interval_coverage),
+        percent(found.target_median),
+    ]
+
+
+def _promises(targets: Iterable[Reached]) -> list[Line]:
+    rows = []
+    for each in targets:
+        limits = percent(each.target.median)
+        limits += "" if each.target.p90 is None else f", p90 {percent(each.target.p90)}"
+        errors = each.errors
+        if errors is None:
+            rows.append([each.target.name, limits, "-", "not measured"])
+        else:
+            got = percent(errors.median_abs_error)
+            got += "" if each.target.p90 is None else f", p90 {percent(errors.p90_abs_error)}"
+            rows.append([each.target.name, limits, got, "met" if each.met else "missed"])
+    return table(("target, median of the absolute error", "at most", "reached", ""), rows)
+
+
+def _winners(found: Validation, targets: Targets) -> list[Line]:
+    if found.winners is None:
+        return []
+    every = [found.winners, *found.by_group]
+    rows = [
+        [
+            "all pairs" if each is found.winners else each.name,
+            str(each.pairs),
+            str(each.choices),
+            percent(each.share),
+            percent(targets.winners) if each is found.winners else "",
+        ]
+        for each in every
+    ]
+    title = "two runs, same machine, model, lengths; > 10 % apart"
+    return table((title, "pairs", "choices", "winner predicted", "target"), rows, numbers=range(1, 5))
+
+
+def _fits(found: Validation) -> list[Line]:
+    fits = found.fits
+    text = f"{count(fits.ran, 'run')} that finished, {fits.refused} of them refused for want of memory"
+    if fits.out_of_memory:
+        text += f"; {count(fits.out_of_memory, 'run')} that ran out of memory, {fits.missed} of them said to fit"
+    return labelled("memory", text)
+
+
+def _refused(found: Validation) -> list[Line]:
+    if not found.refused:
+        return []
+    records: dict[str, list[str]] = {}
+    for each in found.refused:
+        records.setdefault(each.unit.record, []).append(each.reason)
+    rows = [[name, str(len(reasons)), reasons[0]] for name, reasons in list(records.items())[:_SHOWN_REFUSALS]]
+    lines = table(("without a prediction", "runs", "why"), rows, numbers=(1,))
+    if len(records) > _SHOWN_REFUSALS:
+        lines += paragraph(f"and {count(len(records) - _SHOWN_REFUSALS, 'record')} more; --json lists all", "faint")
+    return lines
+
+
+def _cases(rows: Iterable[Row]) -> list[Line]:
+    ordered = sorted(rows, key=lambda row: (row.part != "held-out", row.family, row.ratio))
+    return table(
+        ("family", "case", "part", "predicted", "measured", "ratio", "limit"),
+        [
+            [
+                row.family,
+                row.id,
+                row.part,
+                three(row.predicted),
+                three(row.measured),
+                f"{row.ratio:.2f}",
+                row.shares[0][0] if row.shares else "",
+            ]
+            for row in ordered
+        ],
+        numbers=(3, 4, 5),
+    )
+
+
+def ablation(found: Ablation) -> list[Line]:
+    """Errors at three levels of knowledge, and what was fitted on what."""
+    header = ("held-out hardware, median absolute error (p90)", "n", "datasheets", "+ kernel fits", "everything")
+    rows = [
+        [each.name, str(each.n), *(f"{percent(level.median)} ({percent(level.p90)})" for level in each.levels)]
+        for each in found.families
+    ]
+    kinds = [
+        [file, str(sum(counts.values())), *(str(counts.get(kind, 0)) for kind in _KINDS)]
+        for file, counts in _by_file(found).items()
+    ]
+    fitted = [each for each in found.constants if each.kind == "fitted"]
+    return blocks(
+        labelled("datasheets", "every part reaches what its maker prints; only moving and computing cost time"),
+        labelled("kernel fits", "parts reach what was measured on such parts, kernels have their efficiencies"),
+        labelled("everything", "launches, synchronisation, the engine's own work per step are added"),
+        table(header, rows, numbers=range(1, 5)),
+        _parts(found),
+        table(("constants of", "all", *_KINDS), kinds, numbers=range(1, 6)),
+        table(
+            ("fitted", "value", "on what"),
+            [[f"{each.file.removesuffix('.toml')} {each.name}", each.value, each.where] for each in fitted],
+        ),
+    )
+
+
+_KINDS = ("measured", "fitted", "datasheet", "assumed")
+
+
+def _by_file(found: Ablation) -> dict[str, Counter[str]]:
+    files: dict[str, Counter[str]] = {}
+    for each in found.constants:
+        files.setdefault(each.file, Counter())[each.kind] += 1
+    return files
+
+
+def _parts(found: Ablation) -> list[Line]:
+    rows = [[each.system, each.part, str(each.records), ", ".join(each.hardware)] for each in found.parts]
+    return table(("system", "part", "records", "hardware"), rows, numbers=(2,))
+
+
+def unexpressed(groups: Sequence[Unexpressed]) -> list[Line]:
+    """Published measurements that are no case, by reason."""
+    total = sum(len(group.ids) for group in groups)
+    reasons: Counter[str] = Counter()
+    for group in groups:
+        reasons[group.reason] += len(group.ids)
+    rows = [
+        [str(number), reason, ", ".join(dict.fromkeys(group.system for group in groups if group.reason == reason))]
+        for reason, number in reasons.most_common()
+    ]
+    return blocks(
+        paragraph(f"{total:,} published measurements were read and are no case, for these reasons:"),
+        table(("n", "reason", "systems"), rows, numbers=(0,)),
+    )

@@ -1,0 +1,139 @@
+"""Bytes of a plan by layer, part and tier, and how two plans differ, in sentences."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+
+from stowplan.models.model import Layer, Model
+from stowplan.ops import EXPERT_PARTS, FFN_PARTS, Part, part_of
+from stowplan.plan import Place, Plan, expand
+from stowplan.systems.base import DISK, RAM
+from stowplan.units import format_bytes
+
+GPU = "gpu"
+TIERS = (GPU, RAM, DISK)
+_TITLES = {GPU: "GPU", RAM: "RAM", DISK: "disk"}
+_FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("attention", (Part.MIXER.value,)),
+    ("experts", tuple(part.value for part in EXPERT_PARTS)),
+    ("feed-forward matrices", tuple(part.value for part in FFN_PARTS)),
+    ("shared experts", (Part.SHARED.value,)),
+)
+_NOTICEABLE = 0.005  # share of a family's bytes in a layer
+
+
+def tier_of(place: str) -> str:
+    """The tier of a place: all GPUs are one."""
+    return GPU if place.startswith("gpu") else place
+
+
+def shares_of(place: Place) -> dict[str, float]:
+    """Share of a part on each tier."""
+    if isinstance(place, str):
+        return {tier_of(place): 1.0}
+    found: dict[str, float] = defaultdict(float)
+    for name, share in place.items():
+        found[tier_of(name)] += share
+    return dict(found)
+
+
+@lru_cache(maxsize=1024)
+def part_bytes(layer: Layer) -> Mapping[str, int]:
+    """Stored bytes of the parts of a layer, cache left out."""
+    sizes: Counter[str] = Counter()
+    for tensor in layer.tensors:
+        sizes[part_of(tensor).value] += tensor.bytes
+    return MappingProxyType(dict(sizes))
+
+
+def bytes_by_tier(model: Model, layers: Sequence[Mapping[str, Place]]) -> dict[str, float]:
+    """Weights of the layers on each tier."""
+    found = dict.fromkeys(TIERS, 0.0)
+    for layer, places in zip(model.layers, layers, strict=True):
+        for part, size in part_bytes(layer).items():
+            for tier, share in shares_of(places[part]).items():
+                found[tier] += share * size
+    return found
+
+
+def layers_of(model: Model, plan: Plan) -> list[dict[str, Place]]:
+    """Places of every layer of a plan."""
+    return expand(plan.layers, len(model.layers), where="plan")
+
+
+def misplaced(model: Model, wanted: Sequence[Mapping[str, Place]], got: Sequence[Mapping[str, Place]]) -> float:
+    """Bytes that are on another tier than wanted."""
+    total = 0.0
+    for layer, first, second in zip(model.layers, wanted, got, strict=True):
+        for part, size in part_bytes(layer).items():
+            before, after = shares_of(first[part]), shares_of(second[part])
+            total += size * sum(max(0.0, share - after.get(tier, 0.0)) for tier, share in before.items())
+    return total
+
+
+def differences(model: Model, wanted: Plan, got: Plan, title: str) -> list[str]:
+    """What an engine does otherwise than a plan wants, a sentence each."""
+    before, after = layers_of(model, wanted), layers_of(model, got)
+    found: list[str] = []
+    for family, parts in _FAMILIES:
+        moved: dict[tuple[str, str], list[int]] = defaultdict(list)
+        size: Counter[tuple[str, str]] = Counter()
+        for layer, first, second in zip(model.layers, before, after, strict=True):
+            sizes = {part: each for part, each in part_bytes(layer).items() if part in parts}
+            for source, target, share in _moves(sizes, first, second):
+                if share > _NOTICEABLE * sum(sizes.values()):
+                    moved[source, target].append(layer.index)
+                    size[source, target] += round(share)
+        for (source, target), indices in moved.items():
+            found.append(
+                f"{title} cannot keep the {family} of {_layers(indices, len(model.layers))} in {_TITLES[source]} as "
+                f"the plan does; they go to {_TITLES[target]} ({format_bytes(size[source, target])})"
+            )
+    found += _cache_difference(before, after, title)
+    for name, one, other in (("embedding", wanted.embedding, got.embedding), ("output", wanted.output, got.output)):
+        if tier_of(one) != tier_of(other):
+            found.append(f"{title} keeps the {name} in {_TITLES[tier_of(other)]}, the plan in {_TITLES[tier_of(one)]}")
+    return found
+
+
+def _moves(
+    sizes: Mapping[str, int], first: Mapping[str, Place], second: Mapping[str, Place]
+) -> Iterable[tuple[str, str, float]]:
+    """(from, to, bytes) between tiers of one family in one layer."""
+    change = dict.fromkeys(TIERS, 0.0)
+    for part, size in sizes.items():
+        for tier, share in shares_of(first[part]).items():
+            change[tier] += size * share
+        for tier, share in shares_of(second[part]).items():
+            change[tier] -= size * share
+    for source in TIERS:
+        for target in TIERS:
+            amount = min(change[source], -change[target])
+            if amount > 0:
+                change[source] -= amount
+                change[target] += amount
+                yield source, target, amount
+
+
+def _cache_difference(
+    before: Sequence[Mapping[str, Place]], after: Sequence[Mapping[str, Place]], title: str
+) -> list[str]:
+    kv = Part.KV.value
+    moved = [
+        index for index, (a, b) in enumerate(zip(before, after, strict=True)) if shares_of(a[kv]) != shares_of(b[kv])
+    ]
+    if not moved:
+        return []
+    target = max(shares_of(after[moved[0]][kv]).items(), key=lambda pair: pair[1])[0]
+    return [f"{title} keeps the cache of {_layers(moved, len(before))} in {_TITLES[target]}, other than the plan"]
+
+
+def _layers(indices: Sequence[int], total: int) -> str:
+    if len(indices) == total:
+        return "all layers"
+    if len(indices) == indices[-1] - indices[0] + 1:
+        return f"layer {indices[0]}" if len(indices) == 1 else f"layers {indices[0]}-{indices[-1]}"
+    return f"{len(indices)} of {total} layers"

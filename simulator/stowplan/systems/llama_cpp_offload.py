@@ -1,0 +1,106 @@
+"""Which products of CPU-resident weights the engine computes on the GPU, with which kernels, and what it copies.
+
+Both engines copy weights to the GPU when enough rows wait for them and the GPU has a kernel for the format. The rules
+changed over time, so they ask for the day that the engine was built; without one the newest rule holds.
+"""
+
+from __future__ import annotations
+
+from stowplan.models import load_format
+from stowplan.ops import distinct_experts
+from stowplan.systems.llama_cpp_settings import LlamaCppSettings
+
+OFFLOAD_MIN_TOKENS = 32
+"""GGML_OP_OFFLOAD_MIN_BATCH: from this many tokens on, products of CPU-resident weights are computed on the GPU."""
+
+_SCALED_THRESHOLD = "2025-06-11"  # ik_llama.cpp PR 520: rows per expert count
+_USED_EXPERTS = {"llama.cpp": "2025-08-28", "ik_llama.cpp": "2025-10-20"}  # PR 15346; PR 842 (an option since PR 698)
+_INT8_PRODUCTS = "2024-06-20"  # llama.cpp PR 7860 and followers: int8 matrix units; before, weights became fp16 first
+_IQK_PRODUCTS = "2025-05-15"  # ik_llama.cpp PRs 374, 417 and 418
+_IQK_ROWS_PRODUCTS = "2025-06-26"  # ik_llama.cpp PRs 493 and 557
+_EXPERTS_TOGETHER = {"llama.cpp": "2025-08-25", "ik_llama.cpp": "2025-08-26"}  # PR 15525; PR 728
+_FEW_ROWS = 64  # up to so many rows the quantised kernels ran before, too (MMQ_MAX_BATCH_SIZE)
+
+_ROWS_ON_GPU = {  # interleaved rows that the GPU can read, and since when: ik_llama.cpp PRs 461, 462, 492, 494
+    "iq2_k": "2025-05-26",
+    "iq3_k": "2025-05-26",
+    "iq4_k": "2025-05-26",
+    "iq5_k": "2025-05-26",
+    "iq4_ks": "2025-05-27",
+    "iq5_ks": "2025-05-27",
+    "iq1_s": "2025-06-05",
+    "iq1_m": "2025-06-05",
+}
+_REPACKED = frozenset(
+    """
+    q4_0 q5_0 q6_0 q8_0 iq4_nl q2_k q3_k q4_k q5_k q6_k iq4_xs iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq2_k iq3_k iq4_k
+    iq5_k iq4_ks iq5_ks f16 bf16
+    """.split()  # noqa: SIM905
+)
+"""Formats whose rows ``-rtr`` interleaves at load."""
+
+
+def plain_format(key: str) -> tuple[str, bool]:
+    """A format without its mark of interleaved rows (``iq4_ks_r4``), and whether it had one."""
+    stem, mark, rows = key.rpartition("_r")
+    return (stem, True) if mark and rows.isdigit() else (key, False)
+
+
+def copied_from(settings: LlamaCppSettings, format_key: str, experts: tuple[int, int] | None) -> float:
+    """Tokens from which products of CPU-resident weights are computed on the GPU; infinite for never.
+
+    Args:
+        settings: of the engine.
+        format_key: storage format of the weights.
+        experts: (total, active) if they are routed.
+    """
+    if not settings.op_offload:
+        return float("inf")
+    if settings.engine != "ik_llama.cpp":
+        return OFFLOAD_MIN_TOKENS
+    plain, rows = plain_format(format_key)
+    if (rows or (settings.repacked and plain in _REPACKED)) and not since(settings, _ROWS_ON_GPU.get(plain)):
+        return float("inf")
+    if experts is None or not since(settings, _SCALED_THRESHOLD):
+        return OFFLOAD_MIN_TOKENS
+    return OFFLOAD_MIN_TOKENS * experts[0] / experts[1]
+
+
+def since(settings: LlamaCppSettings, day: str | None) -> bool:
+    """Whether the engine was built on a day or after it; never for None."""
+    return day is not None and (settings.built is None or settings.built >= day[: len(settings.built)])
+
+
+def dequantises(settings: LlamaCppSettings, format_key: str, rows: float) -> bool:
+    """Whether a product on the GPU first writes its weights out as 16-bit numbers."""
+    own = load_format(format_key).family
+    if own in ("float", "float8") or rows <= _FEW_ROWS:
+        return False
+    if own in ("iqk", "trellis"):
+        return not since(settings, _IQK_ROWS_PRODUCTS if plain_format(format_key)[1] else _IQK_PRODUCTS)
+    return not since(settings, _INT8_PRODUCTS)
+
+
+def touched_experts(experts: tuple[int, int], tokens: int, popularity: float) -> float:
+    """Expected number of distinct experts that `tokens` tokens of a batch choose.
+
+    How often they choose an expert follows a gamma distribution of shape `popularity` over the (total, active) experts,
+    so one is left out by n more tokens with probability ``(1 + n x active/total / popularity) ** -popularity``. Never
+    more than when every expert is as likely as any other.
+    """
+    total, active = experts
+    share = active / total
+    missed: float = (1.0 - share) * (1.0 + (tokens - 1) * share / popularity) ** -popularity
+    return min(total * (1.0 - missed), distinct_experts(total, active, tokens))
+
+
+def runs_experts_in_turn(settings: LlamaCppSettings, tokens: int) -> bool:
+    """Whether the products of a prompt's experts are launched one after another."""
+    return tokens >= OFFLOAD_MIN_TOKENS and not since(settings, _EXPERTS_TOGETHER[settings.engine])
+
+
+def copies_all_experts(settings: LlamaCppSettings) -> bool:
+    """Whether a batch copies every expert of a matrix to the GPU, or only those that its tokens chose."""
+    if settings.used_experts is not None:
+        return not settings.used_experts
+    return not since(settings, _USED_EXPERTS[settings.engine])

@@ -1,0 +1,1 @@
+"""What if: sweeps over scenarios, shadow prices, upgrades, break-even points."""

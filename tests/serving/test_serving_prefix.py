@@ -1,0 +1,95 @@
+"""Prefix cache and tiers against an oracle that keeps every block, and what must hold for any trace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.serving.naive_cache import NaiveCachingEngine
+from tests.serving.test_serving_replay import STEP_TIME, assert_conserved, assert_equal, limits, step_times
+
+from stowplan.errors import InputError
+from stowplan.serving.chains import Chains
+from stowplan.serving.limits import Limits
+from stowplan.serving.replay import Caching, replay
+from stowplan.serving.requests import Requests
+from stowplan.serving.step_time import StepTime
+from stowplan.serving.tiers import Hierarchy, Tier
+from stowplan.traces.trace import Blocks
+
+TICK = 2.0**-20
+
+
+def blocks_of(chains: list[list[int]], tokens: int) -> Blocks:
+    offsets = np.concatenate(([0], np.cumsum([len(chain) for chain in chains])))
+    return Blocks(offsets, np.array([key for chain in chains for key in chain], dtype=np.int64), tokens)
+
+
+@st.composite
+def families(draw: st.DrawFn, unit: int) -> Requests:
+    """Prompts that branch off one another's beginnings."""
+    count = draw(st.integers(1, 14))
+    chains: list[list[int]] = []
+    fresh = 0
+    for _ in range(count):
+        parent = draw(st.sampled_from([[], *chains]))
+        chain = list(parent[: draw(st.integers(0, len(parent)))])
+        for _ in range(draw(st.integers(0, 4))):
+            fresh += 1
+            chain.append(fresh)
+        chains.append(chain)
+    tails = [draw(st.integers(0 if chain else 1, unit + 2)) for chain in chains]
+    prompts = [max(1, len(chain) * unit + tail) for chain, tail in zip(chains, tails, strict=True)]
+    gap = draw(st.sampled_from([0, 300000, 10**7]))
+    arrivals = np.cumsum([draw(st.integers(0, gap)) * TICK for _ in range(count)])
+    outputs = [draw(st.integers(1, 30)) for _ in range(count)]
+    return Requests.of(arrivals, prompts, outputs, prefix=blocks_of(chains, unit))
+
+
+def _naive(
+    requests: Requests, step_time: StepTime, limit: Limits, *, chunked: bool, host: int = 0
+) -> NaiveCachingEngine:
+    prefix = requests.prefix
+    assert prefix is not None
+    units = prefix.block_tokens // limit.block_tokens
+    chains = [
+        [(key, part) for key in prefix.of(row).tolist()[: prompt // prefix.block_tokens] for part in range(units)]
+        for row, prompt in enumerate(requests.prompt_tokens.tolist())
+    ]
+    columns = (requests.arrival_s.tolist(), requests.prompt_tokens.tolist(), requests.output_tokens.tolist())
+    rows = [(*row, 0) for row in zip(*columns, strict=True)]
+    engine = NaiveCachingEngine(rows, step_time, limit, chains, chunked=chunked, host=host)
+    engine.run()
+    return engine
+
+
+@pytest.mark.parametrize("scheduler", ["continuous", "chunked"])
+@settings(max_examples=100)
+@given(data=st.data(), step_time=step_times(), limit=limits())
+def test_equals_the_oracle(scheduler: str, data: st.DataObject, step_time: StepTime, limit: Limits) -> None:
+    requests = data.draw(families(limit.block_tokens * data.draw(st.sampled_from([1, 2, 3]))))
+    found = replay(requests, step_time, limit, scheduler, Caching())
+    oracle = _naive(requests, step_time, limit, chunked=scheduler == "chunked")
+    assert_conserved(found)
+    assert_equal(found, oracle)
+    use = found.engines[0].cache
+    assert use is None or use.tiers[0].hit_tokens == oracle.hits[0]
+
+
+@pytest.mark.parametrize("scheduler", ["continuous", "chunked"])
+@settings(max_examples=100)
+@given(data=st.data(), limit=limits(), host=st.sampled_from([1, 3, 8, 40]))
+def test_equals_the_oracle_with_host_memory(scheduler: str, data: st.DataObject, limit: Limits, host: int) -> None:
+    """Loads cost nothing, so that they are always worth while; computing does."""
+    requests = data.draw(families(limit.block_tokens * data.draw(st.sampled_from([1, 2]))))
+    steady = StepTime(((1, 1000 * TICK), (2, 2000 * TICK)), ((0, 0.0), (1, 0.0)), STEP_TIME.decode[:1], ())
+    tier = Tier("host", host, {"h2d": 0.0}, 0.0)
+    found = replay(requests, steady, limit, scheduler, Caching((tier,)))
+    oracle = _naive(requests, steady, limit, chunked=scheduler == "chunked", host=host)
+    assert_conserved(found)
+    assert_equal(found, oracle)
+    use = found.engines[0].cache
+    assert use is not None
+    assert [tier.hit_tokens for tier in use.tiers] == oracle.hits
+    assert use.tiers[1].peak_blocks <= host

@@ -1,0 +1,76 @@
+"""Many processes give what one gives, in the same order; an interruption ends the workers."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stowplan.validate.parallel import run_all
+from stowplan.validate.rows import Result
+
+INTERRUPTED = """
+import sys, time
+from stowplan.validate.parallel import run_all
+from {module} import Slow
+
+if __name__ == "__main__":
+    print("started", flush=True)
+    try:
+        run_all([Slow() for _ in range(400)], 2)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        sys.exit(130)
+"""
+
+
+@dataclass(frozen=True)
+class Echo:
+    number: int
+
+    def run(self) -> Result:
+        time.sleep(0.002 * (self.number % 3))
+        return Result(refused=str(self.number))
+
+
+@dataclass(frozen=True)
+class Slow:
+    def run(self) -> Result:
+        time.sleep(0.05)
+        return Result()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
+    told: list[tuple[int, int]] = []
+    jobs = [Echo(number) for number in range(25)]
+    found = run_all(jobs, workers, lambda done, count: told.append((done, count)))
+    assert [result.refused for result in found] == [str(number) for number in range(25)]
+    assert told == [(number, 25) for number in range(1, 26)]
+
+
+def test_no_jobs_give_no_results() -> None:
+    assert run_all([], 4) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent in another way there")
+def test_an_interruption_ends_the_run_and_its_workers(tmp_path: Path) -> None:
+    here = Path(__file__).resolve()
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(here.parent)!r})\n" + INTERRUPTED.format(module=here.stem),
+        encoding="utf-8",
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+    assert rest == "interrupted\n"
+    assert process.returncode == 130
