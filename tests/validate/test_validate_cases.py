@@ -19,6 +19,7 @@ from stowplan.machines.machine import Machine
 from stowplan.models.library import load_model
 from stowplan.models.model import Model
 from stowplan.validate.cases import Case, load_cases, read_cases, split_of
+from stowplan.validate.published_cases_reader import load_published_cases
 from stowplan.validate.unexpressed import load_unexpressed
 
 RECORDS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "measurements"
@@ -198,6 +199,8 @@ def test_every_collected_record_is_a_case_or_left_out_with_a_reason(name: str) -
         pytest.skip("the collected measurements are not part of the project")
     known = {record["id"] for record in json.loads((RECORDS / name).read_text(encoding="utf-8"))}
     used = {case.record for case in load_cases()} | {each for case in load_cases() for each in case.records}
+    points = {case.id.partition("/")[2] for case in load_published_cases()}
+    used |= {name for name in known if name in points or any(point.startswith(f"{name}-") for point in points)}
     left_out = {each for group in load_unexpressed() for each in group.ids}
     assert known <= used | left_out
     assert not used & left_out

@@ -26,5 +26,9 @@ class Arrays:
         """`yes` where the condition holds, else `no`."""
         return np.where(condition, yes, no)
 
+    def always(self, condition: Any) -> bool:
+        """Whether the condition holds for every shape."""
+        return bool(np.all(condition))
+
 
 ARRAYS = Arrays()

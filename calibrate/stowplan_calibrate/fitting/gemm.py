@@ -61,7 +61,8 @@ def jobs(grid: Grid, device: Device) -> Iterator[Job]:
         for kernel in sorted(set(kernels[types == dtype].tolist())):
             part = grid.where(
                 lambda row, dtype=dtype, kernel=kernel: (
-                    row["kernel_source"] == kernel and row["gemm_dtype"] in (dtype, "bfloat16" if dtype == "bf16" else dtype)
+                    row["kernel_source"] == kernel
+                    and row["gemm_dtype"] in (dtype, "bfloat16" if dtype == "bf16" else dtype)
                 )
             )
             yield _job(part, device, dtype, kernel)

@@ -107,5 +107,7 @@ def read_grid(path: Path) -> Grid:
 
 def find_grids(folder: Path, table: str) -> list[Grid]:
     """All GPUs' samples of one table, such as ``gemm_perf``; files of GPUs that are not known are left alone."""
-    found = [read_grid(path) for path in sorted(folder.glob(f"*__{table}__*.csv.gz")) if path.name.split("__")[0] in GPUS]
+    found = [
+        read_grid(path) for path in sorted(folder.glob(f"*__{table}__*.csv.gz")) if path.name.split("__")[0] in GPUS
+    ]
     return sorted(found, key=lambda grid: grid.gpu)

@@ -17,6 +17,14 @@ RELATIVES: Mapping[str, str] = {
     "a100-80gb-sxm": "l40s",
 }
 """Who stands in for each measured GPU when it is left out: the same generation, otherwise the nearest one."""
+LINKED: Mapping[str, str] = {
+    "h100-sxm": "h200-sxm",
+    "h200-sxm": "h100-sxm",
+    "b200": "h200-sxm",
+    "a100-80gb-sxm": "h200-sxm",
+}
+"""The same for sums over GPUs, among those that NVLink joins: nothing measured resembles PCIe."""
+_COLLECTIVE = ("ring", "all_reduce")
 
 
 def left_out(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[tuple[str, str], Array]:
@@ -28,9 +36,12 @@ def left_out(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[tuple[str, str],
     """
     residuals: dict[tuple[str, str], list[Array]] = {}
     for gpu, own in outcomes.items():
-        others = {(outcome.job.kernel_class, outcome.job.dtype): outcome for outcome in outcomes[RELATIVES[gpu]]}
         for outcome in own:
             job = outcome.job
+            relatives = LINKED if job.kernel_class in _COLLECTIVE else RELATIVES
+            if gpu not in relatives:
+                continue
+            others = {(other.job.kernel_class, other.job.dtype): other for other in outcomes[relatives[gpu]]}
             names = (job.dtype, *STAND_INS.get(job.dtype, ()))
             other = next((others[job.kernel_class, name] for name in names if (job.kernel_class, name) in others), None)
             if other is None:

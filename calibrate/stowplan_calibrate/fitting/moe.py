@@ -32,7 +32,7 @@ _SPECS: Specs = {
     "cached_weights": (2e7, 1e6, 3e8),
     "cached_activations": (2e7, 1e6, 4e8),
     "cache_time": (0.5, 0.05, 1.0),
-    "unaligned": (1.4, 1.0, 4.0),
+    "unaligned": (2.0, 1.0, 60.0),
 }
 _PLAIN: Specs = {
     "plain_share": (0.5, 0.05, 1.3),

@@ -61,7 +61,7 @@ class AccelerateExporter:
 
     def files(self, setup: Setup, plan: Plan) -> Files:
         """The map, a loader, and the bytes per device for ``device_map="auto"``."""
-        places = self._places(setup, plan)
+        places = self._places(make_setup(setup.machine, setup.model, _SYSTEM), plan)
         devices = json.loads(write_map(setup.model, places))
         return Files(
             contents={

@@ -57,7 +57,7 @@ class FlexgenExporter:
             command=shlex.split(_SYSTEM.command(own, plan)),
             undo="Delete the folder of --offload-dir (~/flexgen_offload_dir) and of --path (~/opt_weights).",
             notes=(
-                "Percentages are of each half of a layer, rounded to whole tensors; plan.json holds what becomes of them.",
+                "Percentages are of each half of a layer, rounded to whole tensors; plan.json says to what.",
                 "Add --path _DUMMY_ to measure without downloading weights.",
             ),
         )

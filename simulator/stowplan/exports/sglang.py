@@ -139,7 +139,7 @@ def check_flags(setup: Setup, flags: SglangFlags) -> None:
         raise InputError(f"--tp-size {flags.tp_size}: the machine has {len(setup.machine.gpus)} GPU(s)")
     if flags.offload_group_size > 0 and not moved(model, flags):
         raise NotExpressible(
-            f"SGLang: --offload-group-size moves experts of DeepSeek's architectures only; of {model.name} it moves nothing"
+            f"SGLang: --offload-group-size moves experts of DeepSeek's architectures only, nothing of {model.name}"
         )
     active = max((layer.experts.active for layer in model.layers if layer.experts), default=None)
     resident = flags.paged_experts_num_resident

@@ -118,10 +118,11 @@ VOCABULARY = Vocabulary(
     ),
     quiet_switches=frozenset(
         """
-        trust-remote-code disable-radix-cache disable-cuda-graph enable-torch-compile enable-mixed-chunk skip-tokenizer-init
-        enable-metrics disable-custom-all-reduce enable-dp-attention enable-p2p-check disable-overlap-schedule
-        disable-shared-experts-fusion skip-server-warmup kt-enable-dynamic-expert-update enable-lmcache
-        enable-two-batch-overlap disable-chunked-prefix-cache log-requests enable-memory-saver enable-cache-report
+        trust-remote-code disable-radix-cache disable-cuda-graph enable-torch-compile enable-mixed-chunk
+        skip-tokenizer-init enable-metrics disable-custom-all-reduce enable-dp-attention enable-p2p-check
+        disable-overlap-schedule disable-shared-experts-fusion skip-server-warmup kt-enable-dynamic-expert-update
+        enable-lmcache enable-two-batch-overlap disable-chunked-prefix-cache log-requests enable-memory-saver
+        enable-cache-report
         """.split()  # noqa: SIM905
     ),
     removed={"enable-ep-moe": "--ep-size sets it; drop the flag"},

@@ -36,7 +36,9 @@ class RingForm:
     eight: float
     mixing: float
 
-    def seconds(self, device: Device, size: Value, gpus: Value, turns: float = 2.0, *, on: Elementary = FLOATS) -> Value:
+    def seconds(
+        self, device: Device, size: Value, gpus: Value, turns: float = 2.0, *, on: Elementary = FLOATS
+    ) -> Value:
         """Seconds of a collective over `size` bytes; `turns` is 2 for a sum, 1 for a gather, scatter or exchange."""
         share = on.pick(gpus <= 2, self.pair, on.pick(gpus <= 4, self.four, self.eight))
         moved = turns * (gpus - 1.0) / gpus * size / device.link
@@ -53,7 +55,7 @@ class AllReduceForm:
     Attributes:
         start, hop: seconds, and seconds per further GPU, of the one-shot kernel.
         direct_share: share of the link's bandwidth in one shot.
-        two_start, two_hop, two_share: the same in two shots.
+        two_start, two_share, two_eight: the same in two shots, the share among up to four and among eight GPUs.
         copy_share: share of the memory bandwidth of the copy into registered buffers, which a captured graph avoids.
         host: seconds that the host takes to start the kernel; ring_host: the library's; both hidden by a captured graph.
         ring: the library's rings, used above the limits.
@@ -65,8 +67,8 @@ class AllReduceForm:
     hop: float
     direct_share: float
     two_start: float
-    two_hop: float
     two_share: float
+    two_eight: float
     copy_share: float
     host: float
     ring_host: float
@@ -80,7 +82,8 @@ class AllReduceForm:
         """Seconds to sum `size` bytes over `gpus` GPUs; `eager` where the host starts every kernel itself."""
         hops = gpus - 1.0
         one = self.start + self.hop * hops + hops * size / (self.direct_share * device.link)
-        two = self.two_start + self.two_hop * hops + 2.0 * hops / gpus * size / (self.two_share * device.link)
+        two_share = on.pick(gpus <= 4, self.two_share, self.two_eight)
+        two = self.two_start + self.hop * hops + 2.0 * hops / gpus * size / (two_share * device.link)
         threshold = on.pick(gpus <= 2, math.inf, on.pick(gpus <= 4, self.one_shot[0], self.one_shot[1]))
         own = on.pick(size < threshold, one, two)
         limit = on.pick(gpus <= 2, self.limits[0], on.pick(gpus <= 4, self.limits[1], self.limits[2]))

@@ -186,11 +186,14 @@ class DecodeForm:
         overhead = self.block_overhead + self.head_overhead * head_dim / 128.0
         fastest: Value = float("inf")
         for split in _SPLITS:
+            useless = (tiles < split) | alone
+            if split > 1.0 and on.always(useless):
+                break
             each = waves(blocks * split / device.units, self.wave, on) * (step * on.ceil(tiles / split) + overhead)
             if split > 1.0:
                 each = each + self.split_overhead
                 each = each + self.split_traffic * batch * heads * head_dim * split * 8.0 / device.bandwidth
-                each = on.pick((tiles < split) | alone, float("inf"), each)
+                each = on.pick(useless, float("inf"), each)
             fastest = on.smaller(fastest, each)
         stored = batch * kv_heads * seen * head_dim * 2.0 * size
         kept = cached(stored, self.cached_bytes, self.cache_time) if warm else 1.0

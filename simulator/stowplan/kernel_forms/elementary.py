@@ -28,6 +28,9 @@ class Elementary(Protocol):
     def pick(self, condition: Value, yes: Value, no: Value) -> Value:
         """`yes` where the condition holds, else `no`."""
 
+    def always(self, condition: Value) -> bool:
+        """Whether the condition holds for every shape, so that what follows from its contrary need not be worked out."""
+
 
 class Floats:
     """`Elementary` for plain floats."""
@@ -47,6 +50,10 @@ class Floats:
     def pick(self, condition: Value, yes: Value, no: Value) -> Value:
         """`yes` where the condition holds, else `no`."""
         return yes if condition else no
+
+    def always(self, condition: Value) -> bool:
+        """Whether the condition holds."""
+        return bool(condition)
 
 
 FLOATS = Floats()

@@ -18,6 +18,8 @@ Tile = tuple[float, float, float, float]
 _STEP = 64.0
 """Elements of k that a kernel takes in one step, so k is rounded up to it."""
 _SPLITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+_CROWD = 4.0
+"""Blocks per unit beyond which k is not split any more."""
 _PARTIAL = 8.0
 """Bytes to write and read again per partial sum, in fp32."""
 _ANY = 1e18
@@ -103,14 +105,20 @@ class GemmForm:
             blocks = on.ceil(m / side_m) * on.ceil(n / side_n)
             slower = 1.0 + self.small_tile * (32.0 / side_m + 32.0 / side_n)
             step = max(2.0 * side_m * side_n / per_unit * slower, (side_m + side_n) * operand / fed)
+            outside = (m < lowest) | (m > highest)
+            if on.always(outside):
+                continue
             for split in _SPLITS if self.splits else _SPLITS[:1]:
+                useless = (k < split * _STEP) | (blocks * split > _CROWD * device.units)
+                if split > 1.0 and on.always(useless):
+                    break
                 count = waves(blocks * split / device.units, self.wave, on)
                 each = count * (on.ceil(k / (split * _STEP)) * _STEP * step + self.tile_overhead)
                 if split > 1.0:
                     each = each + self.split_overhead
                     each = each + self.split_traffic * m * n * _PARTIAL * split / device.bandwidth
-                    each = on.pick(k < split * _STEP, float("inf"), each)
-                fastest = on.smaller(fastest, on.pick((m >= lowest) & (m <= highest), each, float("inf")))
+                    each = on.pick(useless, float("inf"), each)
+                fastest = on.smaller(fastest, on.pick(outside, float("inf"), each))
         weights, activations = size * n * k, operand * m * k + 2.0 * m * n
         cold = cached(weights, self.cached_weights, self.cache_time) if warm else 1.0
         left = cached(activations, self.cached_activations, self.cache_time)

@@ -24,15 +24,16 @@ class MlaPrefillForm:
     """Parameters of latent prompt attention on one GPU.
 
     Attributes:
-        latency: seconds of the kernels together.
+        latency: seconds of the kernels together; host: seconds that the host takes to start them, hidden by a graph.
         share: of the datasheet peak in attention; expand_share: in expanding latents.
         stream: share of the datasheet memory bandwidth over `passes` passes over the expanded operands.
         passes: how often queries, keys, values and outputs are moved.
         fill: sequences x heads x 128-row blocks at which the units are half used.
-        sharpness: how well the kernels' latency hides behind the work.
+        sharpness: how well the work hides the host.
     """
 
     latency: float
+    host: float
     share: float
     expand_share: float
     stream: float
@@ -49,6 +50,7 @@ class MlaPrefillForm:
         past: Value,
         heads: Value,
         *,
+        eager: bool = False,
         on: Elementary = FLOATS,
     ) -> Value:
         """Seconds of causal latent attention of `new` tokens of each of `batch` sequences after `past` cached ones."""
@@ -62,8 +64,8 @@ class MlaPrefillForm:
         operands = 2.0 * batch * heads * (new * (_KEY + _VALUE) + length * _EXPANDED) * self.passes
         latents = batch * length * (LATENT + ROTARY) * VALUE_BYTES[cache_dtype] + 2.0 * heads * LATENT * _EXPANDED
         moving = (operands + latents) / (device.bandwidth * self.stream)
-        work = attention * (1.0 + self.fill / blocks) + expansion + moving
-        return overlap(self.latency, work, self.sharpness)
+        work = self.latency + attention * (1.0 + self.fill / blocks) + expansion + moving
+        return overlap(self.host, work, self.sharpness) if eager else work
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +73,20 @@ class MlaDecodeForm:
     """Parameters of latent single-token attention on one GPU.
 
     Attributes:
-        latency: seconds of the kernels together, projections into and out of the latent space included.
+        latency: seconds of the kernels together, projections into and out of the latent space included; host: seconds
+            that the host takes to start them, hidden by a graph.
         share: of the datasheet peak in the products over the cache; project_share: in the projections.
         feed: bytes/s that one unit loads, in units of the memory's bandwidth per unit.
         step: seconds per cached token of one block, besides.
         stream: share of the datasheet memory bandwidth; passes: how often queries and outputs are moved.
         wave: share of the last wave's idle units that is lost.
-        sharpness: how well the kernels' latency hides behind the work.
+        sharpness: how well the work hides the host.
         sequence: seconds per sequence.
         rows: heads in a block; splits: blocks that one sequence's cache is spread over at most.
     """
 
     latency: float
+    host: float
     share: float
     project_share: float
     feed: float
@@ -103,6 +107,7 @@ class MlaDecodeForm:
         context: Value,
         heads: Value,
         *,
+        eager: bool = False,
         on: Elementary = FLOATS,
     ) -> Value:
         """Seconds of latent attention of one new token in each of `batch` sequences over `context` tokens each."""
@@ -119,5 +124,5 @@ class MlaDecodeForm:
         projected = 2.0 * heads * LATENT * _EXPANDED
         operands = 2.0 * batch * heads * (width + LATENT) * self.passes
         moving = (stored + projected + operands) / (device.bandwidth * self.stream)
-        work = on.larger(walking, moving) + batch * projected / (peak * self.project_share)
-        return overlap(self.latency, work, self.sharpness) + self.sequence * batch
+        work = self.latency + on.larger(walking, moving) + batch * projected / (peak * self.project_share)
+        return (overlap(self.host, work, self.sharpness) if eager else work) + self.sequence * batch

@@ -52,7 +52,11 @@ class FittedForm:
 
     def in_range(self, values: Mapping[str, float]) -> bool:
         """Whether every value lies where the fit had samples; variables that the fit does not know do not count."""
-        inside = (self.ranges[name][0] <= value <= self.ranges[name][1] for name, value in values.items() if name in self.ranges)
+        inside = (
+            self.ranges[name][0] <= value <= self.ranges[name][1]
+            for name, value in values.items()
+            if name in self.ranges
+        )
         return all(inside)
 
 

@@ -107,7 +107,6 @@ class Fair(Continuous):
     def run(self, until: float = inf) -> None:
         """See `Scheduler`."""
         core, queue = self.core, self._queue
-        core.horizon = until
         while core.now < until:
             head = queue.head(core.now)
             if core.passes >= self._look_at:
@@ -123,6 +122,7 @@ class Fair(Continuous):
                 if copies is None and core.swapped:
                     copies = core.bring_back(core.batch)
                 core.longest_run = max(1, self._look_at - core.passes)
+                core.horizon = min(until, queue.next_arrival())
                 core.decode(copies)
                 continue
             self._count()

@@ -228,7 +228,7 @@ def _chunk_term(
     ]
     count = sum(number for _, number in members)
     seconds = np.array(
-        [sum(n * run.layer_chunk_above_floor(layer, new, past) for layer, n in members) for new, past in points]
+        [sum(n * run.layer_chunk(layer, new, past) for layer, n in members) for new, past in points]
     )
     whole = seconds + np.array([run.body(new).seconds for new, _ in points]) * count / len(run.weights)
     features = np.array(

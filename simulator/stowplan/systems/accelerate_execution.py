@@ -88,10 +88,7 @@ class AccelerateRun(SerialRun):
         if quant == "f32":
             share = figures.value("accelerate.gpu.gemm_share") / 0.5  # fp32 products come nearer to their lower peak
             self._gpus = [
-                replace(
-                    gpu,
-                    gemm=tuple((f, min(1.0, share) * figures.value(f"{gpu.name}.peak.fp32")) for f, _ in gpu.gemm),
-                )
+                replace(gpu, gemm=dict.fromkeys(gpu.gemm, min(1.0, share) * figures.value(f"{gpu.name}.peak.fp32")))
                 for gpu in self._gpus
             ]
         element = 4.0 if quant == "f32" else 2.0

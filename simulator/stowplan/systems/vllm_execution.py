@@ -7,7 +7,7 @@ read by the kernels through the bus, once per step; a kernel takes as long as th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from stowplan.errors import NotExpressible
@@ -151,38 +151,37 @@ class VllmRun:
     @property
     def attention_floor(self) -> Price:
         """Attention of next to nothing, all layers: one launch serves all sequences of a step."""
-        seconds = self._attention(lambda layer: self._decode(layer, 1.0, 1.0)) + self._gap * len(self.weights)
+        seconds = sum(a.count * (self._floor(a.members.layer) + self._gap) for a in self.alike)
         return Price(seconds, {"gpu0.hbm": seconds})
 
     def decode_attention(self, batch: float, context: float) -> Price:
         """Attention above the floor of `batch` decoding sequences with a mean of `context` cached tokens."""
-        return self._above_floor(lambda layer: self._decode(layer, batch, context), "gpu0.hbm")
+        seconds = sum(
+            a.count * max(0.0, self._decode(a.members.layer, batch, context) - self._floor(a.members.layer))
+            for a in self.alike
+        )
         return Price(seconds, {"gpu0.hbm": seconds})
 
     def chunk_attention(self, tokens: float, past: float) -> Price:
         """Attention above the floor of a prompt chunk, all layers."""
-        return self._above_floor(lambda layer: self.layer_chunk(layer, tokens, past), "gpu0.compute")
-
-    def _above_floor(self, seconds_of: Callable[[Layer], float], limit: str) -> Price:
-        floor = self._attention(lambda layer: self._decode(layer, 1.0, 1.0))
-        seconds = max(0.0, self._attention(seconds_of) - floor)
-        return Price(seconds, {limit: seconds})
+        seconds = sum(a.count * self.layer_chunk(a.members.layer, tokens, past) for a in self.alike)
         return Price(seconds, {"gpu0.compute": seconds})
 
-    def _attention(self, seconds: Callable[[Layer], float]) -> float:
-        return sum(alike.count * seconds(alike.members.layer) for alike in self.alike)
+    def layer_chunk(self, layer: Layer, tokens: float, past: float) -> float:
+        """Seconds above the floor of one layer's attention of a prompt chunk."""
+        settings = self.settings
+        seconds = self._kernel_time * chunk_attention_s(
+            self.forms, layer, settings.tensor_parallel, tokens, past, settings.cache
+        )
+        return max(0.0, seconds - self._floor(layer))
+
+    def _floor(self, layer: Layer) -> float:
+        return self._decode(layer, 1.0, 1.0)
 
     def _decode(self, layer: Layer, batch: float, context: float) -> float:
         settings = self.settings
         return self._kernel_time * decode_attention_s(
             self.forms, layer, settings.tensor_parallel, batch, context, settings.cache
-        )
-
-    def layer_chunk(self, layer: Layer, tokens: float, past: float) -> float:
-        """Seconds of one layer's attention of a prompt chunk."""
-        settings = self.settings
-        return self._kernel_time * chunk_attention_s(
-            self.forms, layer, settings.tensor_parallel, tokens, past, settings.cache
         )
 
     def step(self, step: Step) -> Price:

@@ -32,7 +32,7 @@ def result(name: str) -> Result:
     place = f"{unit.machine} | {case.model} {case.quant}"
     row = Row(
         id=case.id,
-        record=case.id,
+        record=case.id.partition("/")[0],
         system=case.system,
         kind="",
         figure=unit.figures[0],
@@ -60,7 +60,7 @@ def _unit(case: PublishedCase) -> Unit:
     figure = "speed-up" if case.baseline is not None else _FIGURES.get(case.figure, case.figure)
     return Unit(
         name=case.id,
-        record=case.id,
+        record=case.id.partition("/")[0],
         system=case.system,
         part="fit" if case.role == "fit" else "held-out",
         kinds=("",),

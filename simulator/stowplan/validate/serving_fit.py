@@ -1,6 +1,6 @@
 """Fit of an engine's host constants to its runs marked ``fit``: ``python -m stowplan.validate.serving_fit ENGINE NAME``.
 
-Names are those of the engine's host constants, one or more, such as ``request`` or ``step sequence prompt``.
+Names are those of the engine's constants in seconds, one or more, such as ``host.request`` or ``kernel_gap``.
 
 Kernel times stay as they are. The named constants move together until both latencies come as near to the measured ones
 as they can: request by request where they were logged, by mean and median where not. Runs that the clients overloaded
@@ -28,7 +28,7 @@ from stowplan.systems.vllm_settings import VllmSettings
 from stowplan.validate.serving import compare, replay_case
 from stowplan.validate.serving_runs import Case, load_cases
 
-_RANGE = (log(1e-5), log(5e-2))
+_RANGE = (log(1e-7), log(5e-2))
 """Logarithms of the least and the largest constant in seconds."""
 _STATISTICS = ("mean", "p50")
 
@@ -73,7 +73,7 @@ def _with(figures: Figures, values: Mapping[str, float]) -> Figures:
 
 
 if __name__ == "__main__":
-    constants, remaining = fitted(sys.argv[1], [f"vllm.host.{name}" for name in sys.argv[2:]])
+    constants, remaining = fitted(sys.argv[1], [f"vllm.{name}" for name in sys.argv[2:]])
     for key, seconds in constants.items():
         print(f"{key:24} {seconds * 1e3:10.4f} ms")
     print(f"median error that remains {remaining:.1%}")

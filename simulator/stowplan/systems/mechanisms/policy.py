@@ -80,8 +80,9 @@ class Cache:
     Attributes:
         gpu, ram: shares in GPU memory and in host memory; the rest is on disk.
         attend: where decode attention of the part that is away from the GPU runs.
-        prefetch: layers whose cache may be on its way while one computes.
-        slices: groups of heads that are brought and attended to one after another; 1 brings whole layers.
+        prefetch: layers whose cache may be on its way while one computes; 0 copies when the layer's attention begins.
+        slices: groups of heads that are brought and attended to one after another, the next while one is attended to; 1
+            brings whole layers.
         bits: stored bytes per byte of an fp16 cache.
         residual: newest tokens that stay in fp16 beside a smaller format.
         unpack: stored bytes turned into fp16 per unit and clock by a kernel of its own; None where attention reads the

@@ -249,7 +249,7 @@ class LayerTasks:
         wait: tuple[int, ...] = (history.freed_slices[position],) if position >= 0 else ()
         if selects and not cache.prefetch:
             wait = (*wait, *ready)
-        elif cache.prefetch == 0 and cache.slices == 1:
+        elif cache.prefetch == 0:
             wait = (*wait, *ready[:1])
         whole = cache.ram + cache.disk
         from_disk = size * cache.disk / whole if whole else 0.0

@@ -1,0 +1,95 @@
+"""A layer's operators as llama.cpp and its fork run them: unfused attention, expanded latents, chosen experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from stowplan.figures import Figures
+from stowplan.kernels import kernels_of_scaled
+from stowplan.models.model import LatentAttention, Layer, Model, Role
+from stowplan.ops import EXPERT_PARTS, CacheFormat, Kind, Operator, Step, ffn_operators, mixer_operators
+from stowplan.systems.llama_cpp_offload import touched_experts
+from stowplan.systems.llama_cpp_settings import LlamaCppSettings
+
+
+def experts_of(op: Operator, layer: Layer) -> tuple[int, int] | None:
+    """(total, active) experts of a routed product, None of any other operator."""
+    if op.part not in EXPERT_PARTS or layer.experts is None:
+        return None
+    return layer.experts.total, layer.experts.active
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOperators:
+    """Operators of a model's layers under the engine's settings.
+
+    Attributes:
+        settings: of the engine; cache: bytes per cached element.
+        scaled: format whose kernels a mix of stated size runs.
+        popularity: how evenly experts are chosen, see `touched_experts`.
+        score_bytes: bytes moved for every attention score that is written out.
+    """
+
+    settings: LlamaCppSettings
+    cache: CacheFormat
+    scaled: str | None
+    popularity: float
+    score_bytes: float
+
+    @staticmethod
+    def build(model: Model, settings: LlamaCppSettings, figures: Figures) -> EngineOperators:
+        """Operators of a model with the engine's constants."""
+        return EngineOperators(
+            settings,
+            settings.cache,
+            kernels_of_scaled(model.quant),
+            figures.value("llama.cpp.expert_popularity"),
+            figures.value("llama.cpp.gpu.attention_unfused"),
+        )
+
+    def of(self, layer: Layer, step: Step) -> Iterator[Operator]:
+        """Operators of one layer in order."""
+        for op in mixer_operators(layer, step, self.cache, self.settings.cache_k):
+            if step.new > 1 and isinstance(layer.mixer, LatentAttention) and self.settings.expands_latents:
+                op = _expanded(op, layer.mixer, step)
+            if op.kind is Kind.ATTENTION and not self.settings.flash_attention:
+                # scores are written, scaled, read and written by the softmax, converted and read again
+                yield replace(op, scratch_bytes=self.score_bytes * op.scores)
+            else:
+                yield op
+        for op in ffn_operators(layer, step.tokens):
+            if self.scaled is not None and op.format.endswith("bpw"):
+                op = replace(op, format=self.scaled)
+            experts = experts_of(op, layer)
+            yield op if experts is None or step.tokens == 1 else self._chosen(op, experts, step.tokens)
+
+    def touched(self, experts: tuple[int, int], tokens: int) -> float:
+        """Distinct experts that a batch is expected to choose."""
+        return touched_experts(experts, tokens, self.popularity)
+
+    def _chosen(self, op: Operator, experts: tuple[int, int], tokens: int) -> Operator:
+        """A routed product over the experts that a batch really touches."""
+        share = self.touched(experts, tokens) / op.matrices
+        return replace(
+            op,
+            matrices=op.matrices * share,
+            m=op.m / share,
+            weight_bytes=op.weight_bytes * share,
+            weights=op.weights * share,
+        )
+
+
+def _expanded(op: Operator, mixer: LatentAttention, step: Step) -> Operator:
+    """Latent attention over a prompt with keys and values of every head: fewer FLOPs a pair, but the cache is expanded.
+
+    A pair costs ``2 (nope + rope + value)`` FLOPs a head instead of ``2 (2 latent + rope)``; in return the second
+    projection runs over all cached tokens instead of the new ones.
+    """
+    if op.kind is Kind.ATTENTION:
+        wide, narrow = 2 * mixer.latent + mixer.rope_dim, mixer.nope_dim + mixer.rope_dim + mixer.value_dim
+        return replace(op, flops=op.flops * narrow / wide, group=1)
+    if op.name != Role.ATTN_KV_B.value:
+        return op
+    seen = sum((past + step.new) * count for past, count in step.groups) / step.tokens
+    return replace(op, flops=op.flops * seen, m=op.m * seen, activation_bytes=op.activation_bytes * seen)
