@@ -176,7 +176,7 @@ def _roofline(results: Results) -> Iterable[str]:
             continue
         ridge = flops / bandwidth
         ends = [min(0.1, ridge / 100), ridge, max(1e4, 100 * ridge)]
-        roof = {"type": "scatter", "mode": "lines", "x": ends, "y": [min(flops, bandwidth * e) for e in ends]}
+        roof: Trace = {"type": "scatter", "mode": "lines", "x": ends, "y": [min(flops, bandwidth * e) for e in ends]}
         roof |= {"line": {"color": _GREY, "width": 2}, "name": "roof", "hoverinfo": "skip", "showlegend": False}
         told = f"{format_rate(bandwidth)} and {format_rate(flops, 'FLOP/s')} as measured here"
         yield _chart(key, title, [roof, *traces], "FLOPs per byte", "FLOP/s", told=told)

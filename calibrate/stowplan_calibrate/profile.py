@@ -62,14 +62,24 @@ def machine_document(machine: Machine, dimensions: Mapping[str, Dimension] | Non
         "reserved": _number(machine.reserved, "bytes"),
     }
     document |= {name: value for name, value in (("gpus", gpus), ("disks", disks)) if value}
-    if machine.gpus and not machine.gpus[0].unified and machine.pcie[0].lanes:
-        document["pcie_lanes"] = machine.pcie[0].lanes
+    document |= _host_links(machine)
     if machine.peer is not None:
         document["peer"] = machine.peer.key
     document["parts"] = parts
     if machine.constants:
         document["constants"] = constants_document(machine.constants, dimensions or {})
     return document
+
+
+def _host_links(machine: Machine) -> Document:
+    """How the GPUs sit: lanes and generation of PCIe, or another link to the host."""
+    if not machine.gpus or machine.gpus[0].unified:
+        return {}
+    link = machine.pcie[0]
+    matched = re.match(r"pcie-(\d+)\.0\Z", link.key)
+    if matched is None:
+        return {"host_link": link.key}
+    return {"pcie_generation": int(matched[1])} | ({"pcie_lanes": link.lanes} if link.lanes else {})
 
 
 def constants_document(constants: Mapping[str, Number], dimensions: Mapping[str, Dimension]) -> Document:
@@ -232,4 +242,6 @@ def _value(value: Any) -> str:
 def _escaped(character: str) -> str:
     if character in '"\\':
         return f"\\{character}"
-    return character if character.isprintable() else f"\\u{ord(character):04x}"
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"

@@ -28,6 +28,8 @@ from typing import NamedTuple
 REJECT = 5.0
 DISTURBED = 0.05
 _ENOUGH = 3
+_SURE = 9
+"""Samples below which a small scatter may be luck."""
 THROTTLE = 0.07
 _MAD_TO_SD = 1.4826
 _Z95 = 1.959963984540054
@@ -211,8 +213,8 @@ def sample(
         if elapsed > limits.budget_s:
             stopped = "budget"
             break
-        known = keep(undisturbed(seconds, running)) if elapsed >= limits.least_s and len(seconds) >= 5 else ()
-        if len(known) >= 5 and relative_half_width(known) <= limits.precision:
+        known = keep(undisturbed(seconds, running)) if elapsed >= limits.least_s else ()
+        if len(known) >= _SURE and relative_half_width(known) <= limits.precision:
             stopped = "precise"
             break
     after = sense()

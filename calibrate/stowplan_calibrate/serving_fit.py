@@ -84,7 +84,7 @@ def fit_steps(runs: Sequence[ServingRun]) -> StepFit:
             return [p["request"] + p["prompt_token"] * each for each in x]
 
         first = fit(ttft_of, prompts, ttft, start, bounds)
-        values, sds = values | first.parameters, sds | _relative(first.parameters, first.standard_errors)
+        values, sds = {**values, **first.parameters}, sds | _relative(first.parameters, first.standard_errors)
         left += [abs(p / t - 1) for p, t in zip(ttft_of(first.parameters, prompts), ttft, strict=True)]
     elif calm:
         ttft = [run.ttft for run in calm]

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 LAYERS = ((4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096), (8192, 8192), (28672, 8192))
@@ -78,7 +79,7 @@ def cases(torch: Any, device: Any, *, quick: bool) -> Iterator[Case]:
                 moved = float((n * k + m * (n + k)) * x.element_size())
                 shape = {"dtype": label, "m": m, "n": n, "k": k}
                 amounts = {"flops": 2.0 * m * n * k, "bytes": moved}
-                yield Case(f"{prefix}.gemm", shape, amounts, lambda x=x, w=weight: torch.nn.functional.linear(x, w))
+                yield Case(f"{prefix}.gemm", shape, amounts, partial(torch.nn.functional.linear, x, weight))
     if on_gpu and torch.cuda.get_device_capability(device) >= (8, 9):
         yield from _fp8(torch, device, quick)
     half = torch.bfloat16 if on_gpu else torch.float32
@@ -161,7 +162,7 @@ def _small(torch: Any, device: Any, prefix: str, dtype: Any) -> Iterator[Case]:
             return torch.nn.functional.rms_norm(x, (4096,), scale, 1e-5)
 
         yield Case(f"{prefix}.norm", {"tokens": tokens, "hidden": 4096}, moved, norm)
-        yield Case(f"{prefix}.add", {"tokens": tokens, "hidden": 4096}, moved, lambda x=x: x + x)
+        yield Case(f"{prefix}.add", {"tokens": tokens, "hidden": 4096}, moved, partial(torch.add, x, x))
     logits = torch.randn(1, 128256, device=device)
 
     def pick() -> object:

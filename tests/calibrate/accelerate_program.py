@@ -1,7 +1,8 @@
-"""Runs a small random model under Accelerate device maps without a GPU, and prints seconds; needs torch and transformers.
+"""Runs small random models under Accelerate device maps without a GPU, and prints seconds.
 
-A program of its own for the Python that has them: ``python accelerate_program.py FOLDER < cases.json``. A case is
-{"hidden", "layers", "heads", "kv_heads", "ffn", "vocabulary", "disk": [layer numbers], "prompt", "generate", "repeats"}.
+A program of its own for a Python that has torch and transformers: ``python accelerate_program.py FOLDER < cases.json``.
+A case is {"hidden", "layers", "heads", "kv_heads", "ffn", "vocabulary", "disk": [layers], "prompt", "generate",
+"repeats"}.
 One JSON line per case with every sample. One thread computes and its own time on the core counts, so that other
 programs do not; on a quiet machine that is the elapsed time.
 """
@@ -46,7 +47,7 @@ def load(folder: Path, case: dict[str, Any]) -> Any:
             max_position_embeddings=4096,
         )
         LlamaForCausalLM(config).to(torch.float32).save_pretrained(place)
-    devices: dict[str, str] = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    devices = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
     devices |= {f"model.layers.{i}": "disk" if i in case["disk"] else "cpu" for i in range(case["layers"])}
     return AutoModelForCausalLM.from_pretrained(
         place, device_map=devices, offload_folder=str(folder / f"{name}-offload"), dtype=torch.float32

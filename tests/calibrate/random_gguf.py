@@ -39,10 +39,11 @@ def llama_facts(key: str, *, hidden: int, layers: int, heads: int, kv_heads: int
     )
 
 
-def write_random_gguf(path: Path, facts: Facts, mix: str, seed: int = 0) -> Model:
+def write_random_gguf(path: Path, facts: Facts, mix: str, seed: int = 0, *, holes: bool = False) -> Model:
     """A GGUF file of `facts` in the storage mix `mix`; returns the model as stowplan builds it.
 
-    Weights repeat a random pattern of about one MiB: kernels' times do not depend on it, and writing stays quick.
+    Weights repeat a random pattern of about one MiB: kernels' times do not depend on it, and writing stays quick. With
+    `holes` there are none: the file has its size, for what reads headers only.
     """
     model = build_model(facts, mix)
     rng = np.random.default_rng(seed)
@@ -50,6 +51,9 @@ def write_random_gguf(path: Path, facts: Facts, mix: str, seed: int = 0) -> Mode
     with path.open("wb") as file:
         header = _header(facts, model)
         file.write(header)
+        if holes:
+            file.truncate(len(header) + sum(t.bytes + -t.bytes % _ALIGNMENT for t in model.tensors))
+            return model
         for tensor in model.tensors:
             if tensor.format not in patterns:
                 patterns[tensor.format] = _PATTERNS[tensor.format](rng).tobytes()

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from stowplan.cli import validation_tables
 from stowplan.cli.app import app
 from stowplan.cli.documents import SCHEMAS
+from stowplan.cli.tables import WIDTH
+from stowplan.validate.ablation import Ablation, FamilyLevels, LevelErrors, SystemPart
+from stowplan.validate.fitted import Constant
 
 SMALL = ("validate", "--hardware", "rtx-3070", "--jobs", "1")
 FAMILY = "llama.cpp full-gpu decode"
@@ -41,7 +45,7 @@ def test_the_document_follows_its_published_schema_and_is_deterministic() -> Non
     document = SCHEMAS["validation"].model_validate_json(first).model_dump()
     assert document["schema_version"] == "stowplan.validation/1"
     assert {case["family"] for case in document["cases"]} == {FAMILY}
-    (family,) = [*document["families"], *document["fitted_families"]]
+    (family,) = document["families"] + document["fitted_families"]
     assert family["n"] == len(document["cases"])
     assert set(family) >= {
         *("name", "n", "median_signed_error", "median_abs_error", "p90_abs_error"),
@@ -90,3 +94,17 @@ def test_bad_input_is_one_sentence(words: tuple[str, ...], told: str) -> None:
     assert result.exit_code == 2
     assert told in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_tables_of_an_ablation_keep_to_their_width() -> None:
+    found = Ablation(
+        families=(FamilyLevels("some family", 12, tuple(LevelErrors(m, 2 * m) for m in (0.9, 0.4, 0.1))),),
+        parts=(SystemPart("llama.cpp", "fit", 3, ("rtx-3090 + ryzen-9-5950x",) * 9),),
+        constants=(
+            Constant("llama.cpp.toml", "gpu.gemm_share", "0.6", "fitted", "share of the peak: " + "data " * 60),
+        ),
+    )
+    lines = [line.text for line in validation_tables.ablation(found)]
+    assert max(map(len, lines)) <= WIDTH
+    assert any("90% (180%)" in line and "10% (20%)" in line for line in lines)
+    assert any("llama.cpp gpu.gemm_share" in line for line in lines)

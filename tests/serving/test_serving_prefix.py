@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 from tests.serving.naive_cache import NaiveCachingEngine
 from tests.serving.test_serving_replay import STEP_TIME, assert_conserved, assert_equal, limits, step_times
 
-from stowplan.errors import InputError
-from stowplan.serving.chains import Chains
 from stowplan.serving.limits import Limits
 from stowplan.serving.replay import Caching, replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import StepTime
-from stowplan.serving.tiers import Hierarchy, Tier
+from stowplan.serving.tiers import Tier
 from stowplan.traces.trace import Blocks
 
 TICK = 2.0**-20

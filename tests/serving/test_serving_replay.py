@@ -221,7 +221,7 @@ STEP_TIME = StepTime(
 )
 
 
-def _realistic(count: int, rate: float) -> Requests:
+def realistic(count: int, rate: float) -> Requests:
     """Bursty arrivals and long-tailed lengths."""
     random = np.random.default_rng(7)
     arrival = np.cumsum(random.gamma(0.25, 4.0 / rate, count))
@@ -233,7 +233,7 @@ def _realistic(count: int, rate: float) -> Requests:
 @pytest.mark.parametrize("preemption", ["recompute", "swap"])
 @pytest.mark.parametrize("scheduler", ["continuous", "chunked", "shortest"])
 def test_equals_the_oracle_in_a_preemption_storm(scheduler: str, preemption: str) -> None:
-    requests = _realistic(60, 20.0)
+    requests = realistic(60, 20.0)
     limit = Limits(
         kv_blocks=600,
         max_running=32,
@@ -252,7 +252,7 @@ def test_equals_the_oracle_in_a_preemption_storm(scheduler: str, preemption: str
 
 @pytest.mark.parametrize("scheduler", list_schedulers())
 def test_conserves_on_a_long_trace_and_repeats_to_the_bit(scheduler: str) -> None:
-    requests = _realistic(3000, 8.0)
+    requests = realistic(3000, 8.0)
     requests = Requests.of(
         requests.arrival_s, requests.prompt_tokens, requests.output_tokens, priority=np.arange(3000) % 3
     )

@@ -74,7 +74,6 @@ def test_prefixes_and_shares() -> None:
         ("[]", "object"),
         ('{"model": 0}', "lm_head has no device"),
         ('{"": "tpu"}', "'tpu' is no device"),
-        ('{"": "cpu"}', "no GPU"),
         ('{"": 7}', "GPU 7"),
         ('{"": 0, "model.decoder.layers.3.fc1": "cpu"}', "whole module"),
         ('{"": 0, "lm_head": "cpu"}', "put them together"),

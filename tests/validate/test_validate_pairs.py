@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stowplan.validate.pairs import pairs_of, winners
+from stowplan.validate.pairs import pairs_of, winners, wrong_choices
 from stowplan.validate.rows import Row
 
 ROW = Row(
@@ -100,3 +100,12 @@ def test_perfect_predictions_win_every_pair_and_inverted_ones_none(values: list[
     assert all(pair.predicted for pair in found)
     assert not any(pair.predicted for pair in pairs_of([replace(r, predicted=1.0 / r.measured) for r in rows]))
     assert all(pair.gain > 1.1 for pair in found)
+
+
+def test_wrong_choices_are_named_once_and_the_largest_first() -> None:
+    rows = [replace(ROW, question=str(n)) for n in range(3)]
+    rows += [other(question=str(n), measured=20.0 + n, predicted=5.0) for n in range(3)]
+    rows += [other(id="c", record="c", run="-ngl 30", question="2", measured=90.0, predicted=1.0)]
+    found = wrong_choices(pairs_of(rows))
+    assert [(pair.better.id, pair.worse.id) for pair in found] == [("c", "a"), ("c", "b"), ("b", "a")]
+    assert found[2].gain == pytest.approx(2.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -59,18 +60,23 @@ def test_no_jobs_give_no_results() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent in another way there")
-def test_an_interruption_ends_the_run_and_its_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [0.3, 1.5], ids=["while workers start", "while they work"])
+def test_an_interruption_ends_the_run_and_its_workers(tmp_path: Path, after: float) -> None:
     here = Path(__file__).resolve()
     script = tmp_path / "interrupted.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(here.parent)!r})\n" + INTERRUPTED.format(module=here.stem),
         encoding="utf-8",
     )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
-        time.sleep(1.5)
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=30)
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+        rest, complaints = process.communicate(timeout=30)
     assert rest == "interrupted\n"
+    assert complaints == ""
     assert process.returncode == 130

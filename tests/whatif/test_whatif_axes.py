@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -41,7 +42,7 @@ def test_a_range_holds_both_ends_and_equal_steps(low: int, wide: int, step: int)
     found = parse_axis(f"gpu.memory={low / 4}GiB:{(low + wide) / 4}GiB:{step / 4}GiB").values
     numbers = [Fraction(value.removesuffix("GiB")) for value in found]
     assert numbers[0] == Fraction(low, 4)
-    assert all(b - a == Fraction(step, 4) for a, b in zip(numbers, numbers[1:], strict=False))
+    assert all(b - a == Fraction(step, 4) for a, b in pairwise(numbers))
     assert Fraction(low + wide, 4) - Fraction(step, 4) < numbers[-1] <= Fraction(low + wide, 4)
 
 

@@ -48,7 +48,7 @@ _TWO_BYTES, _ONE_BYTE = 2.0, 1.0
 
 def ring_job(whole: Grid, device: Device) -> Job:
     """The fit of the library's rings; sizes in the file are elements. An all-to-all is no ring and left out."""
-    grid = whole.where(lambda row: row["op_name"] != "alltoall")
+    grid = whole.where(whole.texts("op_name") != "alltoall")
     half = grid.texts("nccl_dtype") == "half"
     size = grid.numbers("message_size") * np.where(half, _TWO_BYTES, _ONE_BYTE)
     turns = np.where(grid.texts("op_name") == "all_reduce", 2.0, 1.0)
@@ -56,8 +56,8 @@ def ring_job(whole: Grid, device: Device) -> Job:
     kinds = {name: number for number, name in enumerate(sorted(set(grid.columns["op_name"])))}
     kind = np.array([float(kinds[name]) for name in grid.columns["op_name"]])
 
-    def evaluate(parameters: Mapping[str, float], facts: Mapping[str, Any], at: Index) -> Array:
-        form = RingForm(**parameters, **facts)
+    def evaluate(values: Mapping[str, Any], at: Index) -> Array:
+        form = RingForm(**values)
         seconds: Array = form.seconds(device, size[at], gpus[at], turns[at], on=ARRAYS)
         return seconds
 
@@ -70,8 +70,8 @@ def all_reduce_job(grid: Grid, device: Device, ring: RingForm) -> Job:
     size, gpus = _TWO_BYTES * grid.numbers("message_size"), grid.numbers("num_gpus")
     eager = grid.texts("backend") == "vllm_eager"
 
-    def evaluate(parameters: Mapping[str, float], facts: Mapping[str, Any], at: Index) -> Array:
-        form = AllReduceForm(**parameters, **facts, ring=ring)
+    def evaluate(values: Mapping[str, Any], at: Index) -> Array:
+        form = AllReduceForm(**values, ring=ring)
         seconds: Array = form.seconds(device, size[at], gpus[at], eager=eager[at], on=ARRAYS)
         return seconds
 

@@ -56,7 +56,7 @@ _UNSEEN = 1e9
 
 def prefill_jobs(grid: Grid, device: Device) -> Iterator[Job]:
     """One fit per cache type and kernel family; prompts of one token run a decode kernel and are left to it."""
-    for dtype, kernel, part in _parts(grid.where(lambda row: row["isl"] != "1")):
+    for dtype, kernel, part in _parts(grid.where(grid.numbers("isl") > 1.0)):
         yield _prefill(part, device, dtype, kernel)
 
 
@@ -68,11 +68,12 @@ def decode_jobs(grid: Grid, device: Device) -> Iterator[Job]:
 
 def _parts(grid: Grid) -> Iterator[tuple[str, str, Grid]]:
     """Samples by cache type, the fallback kernel apart."""
-    for text, dtype in (("bfloat16", "bf16"), ("fp8", "fp8")):
-        usual = grid.where(lambda row, text=text: row["kv_cache_dtype"] == text and row["kernel_source"] != _FALLBACK)
+    types, fallback = grid.types("kv_cache_dtype"), grid.texts("kernel_source") == _FALLBACK
+    for dtype in ("bf16", "fp8"):
+        usual = grid.where((types == dtype) & ~fallback)
         if len(usual.seconds):
             yield dtype, ", ".join(sorted(set(usual.columns["kernel_source"]))), usual
-        other = grid.where(lambda row, text=text: row["kv_cache_dtype"] == text and row["kernel_source"] == _FALLBACK)
+        other = grid.where((types == dtype) & fallback)
         if len(other.seconds):
             yield f"{dtype}-fallback", _FALLBACK, other
 
@@ -93,9 +94,9 @@ def _prefill(grid: Grid, device: Device, dtype: str, kernel: str) -> Job:
     """The fit of prompt attention with one cache type."""
     shape = {"new": grid.numbers("isl"), **_common(grid)}
 
-    def evaluate(parameters: Mapping[str, float], facts: Mapping[str, Any], at: Index) -> Array:
-        form: Any = build_form("prefill", {**parameters, **facts})
-        new, batch, heads, kv_heads, head_dim, window = (values[at] for values in shape.values())
+    def evaluate(values: Mapping[str, Any], at: Index) -> Array:
+        form: Any = build_form("prefill", values)
+        new, batch, heads, kv_heads, head_dim, window = (column[at] for column in shape.values())
         cache = dtype.partition("-")[0]
         seconds: Array = form.seconds(device, cache, batch, new, 0.0, heads, kv_heads, head_dim, window, on=ARRAYS)
         return seconds
@@ -122,9 +123,9 @@ def _decode(grid: Grid, device: Device, dtype: str, kernel: str) -> Job:
     """The fit of single-token attention with one cache type."""
     shape = {"context": grid.numbers("step") + 1.0, **_common(grid)}
 
-    def evaluate(parameters: Mapping[str, float], facts: Mapping[str, Any], at: Index) -> Array:
-        form = DecodeForm(**parameters, **facts)
-        context, batch, heads, kv_heads, head_dim, window = (values[at] for values in shape.values())
+    def evaluate(values: Mapping[str, Any], at: Index) -> Array:
+        form = DecodeForm(**values)
+        context, batch, heads, kv_heads, head_dim, window = (column[at] for column in shape.values())
         cache = dtype.partition("-")[0]
         seconds: Array = form.seconds(
             device, cache, batch, context, heads, kv_heads, head_dim, window, warm=True, on=ARRAYS

@@ -59,12 +59,7 @@ def jobs(grid: Grid, device: Device) -> Iterator[Job]:
     types = grid.types("gemm_dtype")
     for dtype in sorted(set(types.tolist())):
         for kernel in sorted(set(kernels[types == dtype].tolist())):
-            part = grid.where(
-                lambda row, dtype=dtype, kernel=kernel: (
-                    row["kernel_source"] == kernel
-                    and row["gemm_dtype"] in (dtype, "bfloat16" if dtype == "bf16" else dtype)
-                )
-            )
+            part = grid.where((types == dtype) & (kernels == kernel))
             yield _job(part, device, dtype, kernel)
 
 
@@ -72,8 +67,8 @@ def _job(grid: Grid, device: Device, dtype: str, kernel: str) -> Job:
     """The fit of one kernel."""
     m, n, k = (grid.numbers(name) for name in ("m", "n", "k"))
 
-    def evaluate(parameters: Mapping[str, float], facts: Mapping[str, Any], at: Index) -> Array:
-        form = GemmForm(**parameters, **facts)
+    def evaluate(values: Mapping[str, Any], at: Index) -> Array:
+        form = GemmForm(**values)
         seconds: Array = form.seconds(device, dtype, m[at], n[at], k[at], warm=True, eager=True, on=ARRAYS)
         return seconds
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +66,11 @@ class Grid:
         """One column of types, by our names."""
         return np.array([TYPES.get(text, text) for text in self.columns[name]])
 
-    def where(self, keep: Callable[[Mapping[str, str]], bool]) -> Grid:
-        """The samples for which `keep` holds."""
-        names = list(self.columns)
-        rows = zip(*self.columns.values(), strict=True)
-        kept = [i for i, row in enumerate(rows) if keep(dict(zip(names, row, strict=True)))]
-        columns = {name: tuple(values[i] for i in kept) for name, values in self.columns.items()}
-        return Grid(self.gpu, self.version, columns, self.seconds[kept])
+    def where(self, keep: NDArray[np.bool_]) -> Grid:
+        """The samples at which `keep` is true."""
+        at = np.flatnonzero(keep)
+        columns = {name: tuple(values[i] for i in at) for name, values in self.columns.items()}
+        return Grid(self.gpu, self.version, columns, self.seconds[at])
 
 
 def read_grid(path: Path) -> Grid:

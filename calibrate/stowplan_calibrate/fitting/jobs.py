@@ -26,7 +26,7 @@ class Job:
         kernel: the kernels that were measured, as the engine names them.
         seconds: measured times.
         shape: variables by name; samples with equal values are one shape and stay on one side of the split.
-        evaluate: predicted seconds of the samples at some positions, from parameters and facts.
+        evaluate: predicted seconds of the samples at some positions, from parameters and facts by name.
         specs: parameters to fit.
         fixed: parameters that these samples cannot determine, with the values that they keep.
         variants: facts to choose between (tiles of a kernel, limits of a protocol); the best on the fitted half stays.
@@ -37,7 +37,7 @@ class Job:
     kernel: str
     seconds: Array
     shape: Mapping[str, Array]
-    evaluate: Callable[[Mapping[str, float], Mapping[str, Any], Index], Array]
+    evaluate: Callable[[Mapping[str, Any], Index], Array]
     specs: Specs
     fixed: Mapping[str, float]
     variants: tuple[Mapping[str, Any], ...] = ({},)
@@ -59,6 +59,11 @@ class Outcome:
     facts: Mapping[str, Any]
     residuals: Array
     fitted_on: int
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Fitted and fixed parameters and facts by name, as the form takes them."""
+        return {**self.job.fixed, **self.facts, **self.fit.parameters}
 
     @property
     def errors(self) -> Array:
@@ -105,7 +110,7 @@ def run(job: Job, seed: int, most: int | None = None) -> Outcome:
     for facts in job.variants:
 
         def model(parameters: Mapping[str, float], at: Sequence[int], facts: Mapping[str, Any] = facts) -> Array:
-            return job.evaluate({**job.fixed, **parameters}, facts, np.asarray(at, dtype=np.int64))
+            return job.evaluate({**job.fixed, **facts, **parameters}, np.asarray(at, dtype=np.int64))
 
         found = fit(model, inside.tolist(), job.seconds[inside].tolist(), start, bounds)
         left = np.log(model(found.parameters, inside.tolist())) - np.log(job.seconds[inside])
@@ -114,7 +119,7 @@ def run(job: Job, seed: int, most: int | None = None) -> Outcome:
             best = loss, found, facts
     assert best is not None
     _, chosen, facts = best
-    predicted = job.evaluate({**job.fixed, **chosen.parameters}, facts, outside)
+    predicted = job.evaluate({**job.fixed, **facts, **chosen.parameters}, outside)
     return Outcome(job, chosen, facts, np.log(predicted) - np.log(job.seconds[outside]), len(inside))
 
 

@@ -1,4 +1,4 @@
-"""How far predictions are off for a GPU that was not measured: each measured GPU by its nearest relative's parameters."""
+"""How far predictions are off for GPUs that were not measured: each measured one by a relative's parameters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ RELATIVES: Mapping[str, str] = {
     "h100-sxm": "h200-sxm",
     "h200-sxm": "h100-sxm",
     "b200": "h200-sxm",
-    "l40s": "a100-80gb-sxm",
-    "a100-80gb-sxm": "l40s",
+    "l40s": "h100-sxm",
+    "a100-80gb-sxm": "h200-sxm",
 }
 """Who stands in for each measured GPU when it is left out: the same generation, otherwise the nearest one."""
 LINKED: Mapping[str, str] = {
@@ -46,8 +46,7 @@ def left_out(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[tuple[str, str],
             other = next((others[job.kernel_class, name] for name in names if (job.kernel_class, name) in others), None)
             if other is None:
                 continue
-            parameters = {**other.job.fixed, **other.fit.parameters}
-            predicted = job.evaluate(parameters, other.facts, np.arange(len(job.seconds)))
+            predicted = job.evaluate(other.values, np.arange(len(job.seconds)))
             residuals.setdefault((job.kernel_class, gpu), []).append(np.log(predicted) - np.log(job.seconds))
     return {key: np.concatenate(parts) for key, parts in residuals.items()}
 

@@ -52,19 +52,18 @@ def decode_jobs(grid: Grid, device: Device) -> Iterator[Job]:
 
 def _parts(grid: Grid) -> Iterator[tuple[str, Grid]]:
     """Samples by cache type."""
-    for text, dtype in (("bfloat16", "bf16"), ("fp8", "fp8")):
-        part = grid.where(lambda row, text=text: row["kv_cache_dtype"] == text)
-        if len(part.seconds):
-            yield dtype, part
+    types = grid.types("kv_cache_dtype")
+    for dtype in sorted(set(types.tolist())):
+        yield dtype, grid.where(types == dtype)
 
 
 def _prefill(grid: Grid, device: Device, dtype: str) -> Job:
     """The fit of latent prompt attention."""
     shape = {"batch": grid.numbers("batch_size"), "new": grid.numbers("isl"), "heads": grid.numbers("num_heads")}
 
-    def evaluate(parameters: Mapping[str, float], facts: Mapping[str, Any], at: Index) -> Array:
-        batch, new, heads = (values[at] for values in shape.values())
-        form = MlaPrefillForm(**parameters, **facts)
+    def evaluate(values: Mapping[str, Any], at: Index) -> Array:
+        batch, new, heads = (column[at] for column in shape.values())
+        form = MlaPrefillForm(**values)
         seconds: Array = form.seconds(device, dtype, batch, new, 0.0, heads, eager=True, on=ARRAYS)
         return seconds
 
@@ -79,9 +78,9 @@ def _decode(grid: Grid, device: Device, dtype: str) -> Job:
         "heads": grid.numbers("num_heads"),
     }
 
-    def evaluate(parameters: Mapping[str, float], facts: Mapping[str, Any], at: Index) -> Array:
-        batch, context, heads = (values[at] for values in shape.values())
-        form = MlaDecodeForm(**parameters, **facts)
+    def evaluate(values: Mapping[str, Any], at: Index) -> Array:
+        batch, context, heads = (column[at] for column in shape.values())
+        form = MlaDecodeForm(**values)
         seconds: Array = form.seconds(device, dtype, batch, context, heads, eager=True, on=ARRAYS)
         return seconds
 

@@ -30,9 +30,10 @@ _SPECS: Specs = {
     "own_hidden": (0.5, 0.01, 50.0),
     "token_hidden": (0.5, 0.01, 50.0),
     "cached_weights": (2e7, 1e6, 3e8),
-    "cached_activations": (2e7, 1e6, 4e8),
+    "cached_activations": (2e8, 1e6, 2e9),
     "cache_time": (0.5, 0.05, 1.0),
-    "unaligned": (2.0, 1.0, 60.0),
+    "activation_time": (0.5, 0.05, 1.0),
+    "unaligned": (2.0, 1.0, 8.0),
 }
 _PLAIN: Specs = {
     "plain_share": (0.5, 0.05, 1.3),
@@ -70,15 +71,7 @@ def jobs(grid: Grid, device: Device) -> Iterator[Job]:
             role = _ROLES.get((dtype, kernel), "")
             if not role:
                 role, taken = ("-other" if taken else ""), True
-            keep = (types == dtype) & (kernels == kernel)
-            yield _job(_rows(grid, keep), device, dtype, dtype + role, kernel)
-
-
-def _rows(grid: Grid, keep: Any) -> Grid:
-    """The samples at which `keep` is true."""
-    at = np.flatnonzero(keep)
-    columns = {name: tuple(values[i] for i in at) for name, values in grid.columns.items()}
-    return Grid(grid.gpu, grid.version, columns, grid.seconds[at])
+            yield _job(grid.where((types == dtype) & (kernels == kernel)), device, dtype, dtype + role, kernel)
 
 
 def _job(grid: Grid, device: Device, dtype: str, key: str, kernel: str) -> Job:
@@ -101,8 +94,8 @@ def _job(grid: Grid, device: Device, dtype: str, key: str, kernel: str) -> Job:
         "products": products,
     }
 
-    def evaluate(parameters: Mapping[str, float], facts: Mapping[str, Any], at: Index) -> Array:
-        form = MoeForm(**parameters, **facts)
+    def evaluate(values: Mapping[str, Any], at: Index) -> Array:
+        form = MoeForm(**values)
         load = ExpertLoad(touched[at], pairs[at], tuple(tiles[at].T))
         few = (tokens[at], hidden[at], shape["inner"][at], shape["experts"][at], top[at])
         seconds: Array = form.seconds(device, dtype, *few, load, products=products[at], warm=True, on=ARRAYS)

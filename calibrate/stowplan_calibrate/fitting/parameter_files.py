@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stowplan.kernel_forms.library import UNMEASURED
 from stowplan.plan import write_atomically
 from stowplan_calibrate.fitting.jobs import Array, Outcome
@@ -98,8 +100,7 @@ def ranges_of(shape: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
 
 def _quantile(values: Array, level: float) -> float:
     """One quantile."""
-    ordered = sorted(values.tolist())
-    return ordered[min(len(ordered) - 1, int(level * len(ordered)))]
+    return float(np.quantile(values, level))
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Robust least squares on relative errors: what every fit of a measured time or rate goes through.
 
-Residuals are ``log(model / measured)``, so a kernel of 5 us counts as much as one of 50 ms. The loss is soft L1; samples
-that lie beyond `REJECT` robust standard deviations after a first fit are set aside and the fit is repeated.
+Residuals are ``log(model / measured)``, so a kernel of 5 us counts as much as one of 50 ms. The loss is soft L1;
+samples beyond `REJECT` robust standard deviations after a first fit are set aside and the fit is repeated.
 """
 
 from __future__ import annotations

@@ -95,12 +95,23 @@ def _run(
 
 
 def _refuse_without_direct(library: HostLibrary, path: Path, *, write: bool) -> None:
-    taken = library.raw("stow_disk", os.fsencode(path), 2**16, 2**12, 1, 1, int(write), 1, 0)
-    if taken <= 0.0:
-        problem = int(-taken)
-        refused = problem in {errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES}
-        reason = f"O_DIRECT is refused ({_told(problem)})" if refused else f"it fails ({_told(problem)})"
-        raise CannotMeasure(f"{path.parent}: {reason}; name a folder on a real disk with --folder")
+    refuse_without_direct(
+        path, library.raw("stow_disk", os.fsencode(path), 2**16, 2**12, 1, 1, int(write), 1, 0)
+    )
+
+
+def refuse_without_direct(path: Path, taken: float) -> None:
+    """What one request past the page cache answered, as a sentence where it failed.
+
+    Raises:
+        CannotMeasure: `taken` is an error number below zero: the file system refuses O_DIRECT, or the request failed.
+    """
+    if taken > 0.0:
+        return
+    problem = int(-taken)
+    refused = problem in {errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES}
+    reason = f"O_DIRECT is refused ({_told(problem)})" if refused else f"it fails ({_told(problem)})"
+    raise CannotMeasure(f"{path.parent}: {reason}; name a folder on a real disk with --folder")
 
 
 def _told(problem: float) -> str:

@@ -14,7 +14,7 @@ from stowplan_calibrate.sampling import Taken, timed
 
 Floats = NDArray[np.float32]
 _MOST_BYTES = 2**30
-_LEAST_BYTES = 2**26
+_LEAST_BYTES = 2**22
 
 
 def stream_bytes(around: Surroundings, arrays: int) -> int:

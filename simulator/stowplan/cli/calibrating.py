@@ -158,10 +158,10 @@ def fit(
 ) -> None:
     """Fit an engine's constants to its own benchmark, and write them into the profile."""
     from stowplan.cli import tables
-    from stowplan.cli.calibration_fit import fit_llama_bench, fit_serving
+    from stowplan.cli.calibration_fit import fit_llama_bench, fit_serving, serving_runs
     from stowplan.cli.calibration_tables import engine_lines, engine_rows, serving_lines
     from stowplan.cli.documents import as_json
-    from stowplan_calibrate.engine_logs import kind_of_log, read_llama_bench, read_serving
+    from stowplan_calibrate.engine_logs import kind_of_log, read_llama_bench
     from stowplan_calibrate.profile import constants_document, write_profile
     from stowplan_calibrate.profile_pairs import merged
 
@@ -170,7 +170,7 @@ def fit(
     if len(kinds) > 1:
         raise InputError(f"the logs are of {len(kinds)} kinds ({', '.join(sorted(kinds))}); fit one kind at a time")
     if kinds != {"llama-bench"}:
-        found = fit_serving([run for path in paths for run in read_serving(path)])
+        found = fit_serving([run for path in paths for run in serving_runs(path)])
         if json:
             tables.print_verbatim(as_json(found))
         else:
@@ -185,6 +185,37 @@ def fit(
         tables.print_verbatim(as_json(engine_rows(result.fit)))
     else:
         tables.print_lines(engine_lines(result.fit, output))
+
+
+@app.command("load")
+def load(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Server, such as http://127.0.0.1:8000/v1.")],
+    *,
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Model as the server names it.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE.jsonl", help="Log of every request.")],
+    requests: Annotated[int, typer.Option("--requests", min=1, max=100_000, help="Requests in all (100).")] = 100,
+    rate: Annotated[float | None, typer.Option("--rate", min=1e-6, help="Requests per second; all at once.")] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=4096, help="Most at a time (64).")] = 64,
+    prompt: Annotated[int, typer.Option("--prompt", min=1, max=2**20, help="Words of a prompt (256).")] = 256,
+    generate: Annotated[int, typer.Option("--generate", min=1, max=2**20, help="Tokens of an answer (64).")] = 64,
+) -> None:
+    """Load an OpenAI-compatible server and keep every token's time; `calibrate fit` reads the logs."""
+    import asyncio
+    import math
+
+    from stowplan.cli import inputs, tables
+    from stowplan_calibrate.load_client import Load, as_serving_run, send_load, write_requests
+
+    inputs.check_output("--output", output, [".jsonl"])
+    asked = Load(url, model, requests, math.inf if rate is None else rate, concurrency, prompt, generate)
+    sent = asyncio.run(send_load(asked))
+    write_requests(Path(output), asked, sent)
+    found, failed = as_serving_run(asked, sent, output), sum(bool(each.error) for each in sent)
+    told = (
+        f"{found.requests} of {len(sent)} requests in {found.duration:.1f} s: median first token "
+        f"{1e3 * found.ttft:.0f} ms, per token {1e3 * found.tpot:.1f} ms"
+    )
+    tables.print_lines(tables.blocks(tables.paragraph(f"{told}; {failed} failed", "limit" if failed else "answer")))
 
 
 def _profile(path: str) -> Document:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from stowplan.datafiles import data_folder, read_toml
@@ -16,7 +17,8 @@ from stowplan.systems import load_system
 from stowplan.systems.base import Setup, System
 from stowplan.units import Dimension
 from stowplan_calibrate.engine_fit import EngineFit, Row, fit_engine
-from stowplan_calibrate.engine_logs import BenchRun, ServingRun
+from stowplan_calibrate.engine_logs import BenchRun, ServingRun, kind_of_log, read_serving
+from stowplan_calibrate.load_client import as_serving_run, read_requests
 from stowplan_calibrate.serving_fit import fit_steps
 
 _DIMENSION_OF_MISSING: Dimension = "count"
@@ -93,6 +95,13 @@ class BenchCase:
         """Seconds that the row takes by prediction."""
         found = self.system.evaluate(Setup(self.setup.machine, self.setup.model, figures), self.plan)
         return found.prefill_s if self.run.prompt else found.decode_s * self.run.generate
+
+
+def serving_runs(path: Path) -> list[ServingRun]:
+    """Runs of a serving benchmark's file, or the one run of a request log."""
+    if kind_of_log(path) == "requests":
+        return [as_serving_run(*read_requests(path), str(path))]
+    return read_serving(path)
 
 
 def fit_serving(runs: Sequence[ServingRun]) -> dict[str, Any]:

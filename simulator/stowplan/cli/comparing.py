@@ -106,20 +106,26 @@ def comparison_answer(found: Comparison, machine: Machine, model: Model) -> list
     rows = [_row(each, len(machine.gpus)) for each in found.runs]
     if found.ideal is not None:
         rows.insert(0, ["(ideal engine)", *_row(found.ideal, len(machine.gpus))[1:]])
-    header = ["system", "tok/s", "first token", "GPU", "RAM", "SSD", "GiB, waits for", "answers"]
-    lines += table(header, rows, numbers=range(1, 6))
+    takes = {"request": "a request", "decode": "a step", "ttft": "the wait"}.get(found.objective, "takes")
+    header = ["system", "tok/s", "first token", takes, "GPU", "RAM", "SSD GiB", "waits for"]
+    lines += table(header, rows, numbers=range(1, 7))
     lines += _left_on_the_table(found)
     approximate = [each for each in found.runs if not each.exact]
     if approximate:
         lines += [
             Line(""),
-            *table(["approximate", "as the paper reports it"], [[e.key, e.quality] for e in approximate]),
+            *table(["~ approximate", "as the paper reports it"], [[e.key, e.quality] for e in approximate]),
         ]
     if found.refused:
         lines += [Line(""), *table(["cannot run this", "why"], [[e.key, e.reason] for e in found.refused])]
     if found.floor_tokens_per_s is not None:
-        text = f"no exact engine decodes faster than {words.rate(found.floor_tokens_per_s)} tok/s on this machine: "
-        lines += [Line(""), *paragraph(text + "every byte read once, all memories at full rate", "faint")]
+        text = (
+            f"no exact engine decodes faster than {words.rate(found.floor_tokens_per_s)} tok/s on this machine: every "
+            f"byte read once, all memories at full rate"
+        )
+        if any(layer.experts for layer in model.layers):
+            text += ", the active experts on the GPU as far as they have room there"
+        lines += [Line(""), *paragraph(text, "faint")]
     return lines
 
 
@@ -134,14 +140,15 @@ _AIMS = {
 def _row(each: Compared, gpus: int) -> list[str]:
     from stowplan.cli import words
 
-    waits = f"{words.resource(each.bottleneck, gpus)} {100 * each.shares.get(each.bottleneck, 0.0):.0f} %"
+    name = "launches" if each.bottleneck == "overhead" else words.resource(each.bottleneck, gpus)
+    waits = f"{name} {100 * each.shares.get(each.bottleneck, 0.0):.0f} %"
     return [
-        each.key,
+        each.key if each.exact else f"{each.key} ~",
         words.rate(each.decode_tokens_per_s),
         words.seconds(each.ttft_s),
+        words.seconds(each.cost_s),
         *(_held(each, tier) for tier in ("gpu", "ram", "disk")),
         waits,
-        "exact" if each.exact else "approximate",
     ]
 
 

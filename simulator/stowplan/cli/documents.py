@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from stowplan.cli.comparison_document import ComparisonDocument
 from stowplan.cli.validation_document import AblationDocument, ValidationDocument
 from stowplan.plan import Interval, MemoryUse, Plan, Prediction, Solver
 
@@ -89,6 +90,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "plan": Plan,
     "prediction": Prediction,
     "answer": Answer,
+    "comparison": ComparisonDocument,
     "validation": ValidationDocument,
     "ablation": AblationDocument,
 }

@@ -11,7 +11,7 @@ from stowplan.errors import InputError
 
 def schema(
     document: Annotated[
-        str, typer.Argument(metavar="DOCUMENT", help="plan, prediction, answer, validation or ablation.")
+        str, typer.Argument(metavar="DOCUMENT", help="plan, prediction, answer, comparison, validation or ablation.")
     ],
 ) -> None:
     """Print the JSON schema of a document."""

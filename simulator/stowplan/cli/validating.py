@@ -67,6 +67,7 @@ def _workers(asked: int | None) -> int:
 def _validation(filters: Filters, workers: int, *, fitted: bool, cases: bool, json: bool, html: str | None) -> None:
     from stowplan.cli import inputs, tables, validation_tables
     from stowplan.validate.targets import load_targets
+    from stowplan.validate.validation import Filters
     from stowplan.validate.validation import validate as run
 
     shown = inputs.Progress()
@@ -85,7 +86,8 @@ def _validation(filters: Filters, workers: int, *, fitted: bool, cases: bool, js
 
         tables.print_verbatim(as_json(validation_document(found, load_targets().winners)))
         return
-    lines = validation_tables.answer(found, load_targets(), fitted=fitted, cases=cases)
+    whole = filters == Filters()
+    lines = validation_tables.answer(found, load_targets(), whole=whole, fitted=fitted, cases=cases)
     tables.print_lines(lines)
     if html is not None:
         tables.print_lines([tables.Line(""), tables.Line(f"  page: {html}", "faint")])

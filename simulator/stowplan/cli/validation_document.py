@@ -118,6 +118,16 @@ class AblationDocument(_Record):
     constants: list[Constant]
 
 
+class WrongChoice(_Record):
+    """Two runs of which the slower one was predicted to be at least as fast; gains are better over worse."""
+
+    better: str
+    worse: str
+    figure: str
+    measured_gain: float
+    predicted_gain: float
+
+
 class ComparedCase(_Record):
     """One measured figure beside its prediction: tokens/s, bytes for memory, seconds for latencies."""
 
@@ -161,7 +171,7 @@ class ValidationDocument(_Record):
         families: on held-out hardware, which no constant was set on.
         fitted_families: on hardware whose runs set constants.
         targets, winners: promises, on held-out hardware.
-        winners_by_group: winners by the systems that are compared.
+        winners_by_group: winners by the systems that are compared; wrong_choices: those that were not predicted.
         fits: agreement on what fits into memory, both parts.
         cases: every figure, both parts; refused: runs without a prediction.
     """
@@ -173,6 +183,7 @@ class ValidationDocument(_Record):
     winners: WinnersPredicted | None
     target_winners: float
     winners_by_group: list[WinnersPredicted]
+    wrong_choices: list[WrongChoice]
     fits: FitsAgreement
     cases: list[ComparedCase]
     refused: list[RefusedCase]
@@ -187,6 +198,16 @@ def validation_document(found: Validation, target_winners: float) -> ValidationD
         winners=None if found.winners is None else _winners(found.winners),
         target_winners=target_winners,
         winners_by_group=[_winners(each) for each in found.by_group],
+        wrong_choices=[
+            WrongChoice(
+                better=each.better.id,
+                worse=each.worse.id,
+                figure=each.better.figure,
+                measured_gain=each.gain,
+                predicted_gain=each.predicted_gain,
+            )
+            for each in found.wrong
+        ],
         fits=_fits(found.fits),
         cases=[_case(row) for row in found.rows],
         refused=[

@@ -19,16 +19,26 @@ if TYPE_CHECKING:
 
 _HEADER = ("n", "records", "signed", "median", "p90", "within 80 %", "target")
 _SHOWN_REFUSALS = 8
+_SHOWN_SYSTEMS = 5
 
 
-def answer(found: Validation, targets: Targets, *, fitted: bool, cases: bool) -> list[Line]:
-    """Everything about a comparison."""
+def answer(found: Validation, targets: Targets, *, whole: bool, fitted: bool, cases: bool) -> list[Line]:
+    """Everything about a comparison.
+
+    Args:
+        found: the comparison.
+        targets: what was promised.
+        whole: whether nothing was filtered out, so that a promise without a measurement is worth a line.
+        fitted: whether hardware that constants were set on is shown.
+        cases: whether every figure is.
+    """
+    promised = [each for each in found.targets if whole or each.errors is not None]
     held_out, fit = found.part("held-out"), found.part("fit")
     return blocks(
         _scope(held_out, fit),
         _families("hardware that no constant was set on", found.held_out),
         _families("hardware that constants were set on", found.fitted) if fitted else [],
-        _promises(found.targets),
+        _promises(promised),
         _winners(found, targets),
         _fits(found),
         _refused(found),
@@ -87,7 +97,7 @@ def _promises(targets: Iterable[Reached]) -> list[Line]:
             got = percent(errors.median_abs_error)
             got += "" if each.target.p90 is None else f", p90 {percent(errors.p90_abs_error)}"
             rows.append([each.target.name, limits, got, "met" if each.met else "missed"])
-    return table(("target, median of the absolute error", "at most", "reached", ""), rows)
+    return table(("target, median of the absolute error", "at most", "reached", ""), rows) if rows else []
 
 
 def _winners(found: Validation, targets: Targets) -> list[Line]:
@@ -196,11 +206,12 @@ def unexpressed(groups: Sequence[Unexpressed]) -> list[Line]:
     reasons: Counter[str] = Counter()
     for group in groups:
         reasons[group.reason] += len(group.ids)
-    rows = [
-        [str(number), reason, ", ".join(dict.fromkeys(group.system for group in groups if group.reason == reason))]
-        for reason, number in reasons.most_common()
-    ]
+    rows: list[list[str]] = []
+    for reason, number in reasons.most_common():
+        systems = list(dict.fromkeys(group.system for group in groups if group.reason == reason))
+        more = f" and {len(systems) - _SHOWN_SYSTEMS} more" if len(systems) > _SHOWN_SYSTEMS else ""
+        rows.append([str(number), f"{reason} ({', '.join(systems[:_SHOWN_SYSTEMS])}{more})"])
     return blocks(
         paragraph(f"{total:,} published measurements were read and are no case, for these reasons:"),
-        table(("n", "reason", "systems"), rows, numbers=(0,)),
+        table(("n", "reason (systems)"), rows, numbers=(0,)),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stowplan.cli import words
 from stowplan.cli.answers import heading, speed
 from stowplan.cli.tables import Line, blocks, labelled, paragraph, table
-from stowplan.report.whatif_words import summary, times
+from stowplan.report.whatif_words import summary
 from stowplan.report.words import resource
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def answer_lines(answer: WhatIf) -> list[Line]:
     prediction = answer.planned.prediction
     aim = _OBJECTIVES[answer.scenario.objective]
     priced = any(change.usd_per_token_per_s is not None for change in answer.changes)
-    notes = [f"80 %: of the gain of a {aim}, errors that both plans share cancel; ~ within its error bar"]
+    notes = ["in brackets 80 % of what may be: errors that both plans share cancel; ~ within its error bar"]
     if priced:
         notes.append("USD: street prices of the parts' profiles, per token/s of decode gained")
     return blocks(
@@ -46,14 +46,13 @@ def _changes(changes: Sequence[Change], now: float, aim: str) -> list[Line]:
             change.title + (" *" if change.quality else ""),
             words.rate(change.decode.ratio * now),
             words.seconds(change.outcome.figure("ttft_s") or 0.0),
-            _faster(change.gain.ratio),
-            _between(change),
+            _gain(change),
             "-" if change.price_usd is None else f"{change.price_usd:,.0f}",
             "-" if change.usd_per_token_per_s is None else f"{change.usd_per_token_per_s:,.0f}",
         ]
         for change in changes
     ]
-    header = ["what would help", "tok/s", "first token", f"a {aim} is", "80 %", "USD", "per tok/s"]
+    header = ["what would help", "tok/s", "first token", f"a {aim} is faster by", "USD", "per tok/s"]
     bought = any(change.price_usd is not None for change in changes)
     if not bought:
         header, rows = header[:-2], [row[:-2] for row in rows]
@@ -63,16 +62,10 @@ def _changes(changes: Sequence[Change], now: float, aim: str) -> list[Line]:
     return lines
 
 
-def _between(change: Change) -> str:
-    """Range of the gain, marked where it does not exclude that nothing is gained."""
-    mark = "" if change.gain.certain else "~ "
-    return f"{mark}{change.gain.low:.2f} - {change.gain.high:.2f}x"
-
-
-def _faster(ratio: float) -> str:
-    if ratio < 0.995:
-        return f"{100 * (1 / ratio - 1):.0f} % slower" if ratio > 0.67 else f"{1 / ratio:.1f}x as slow"
-    return "no faster" if ratio < 1.005 else f"{times(ratio)} faster" if ratio < 1.2 else f"{times(ratio)} as fast"
+def _gain(change: Change) -> str:
+    """How many times faster, with its range; marked where the range does not exclude that nothing is gained."""
+    gain = change.gain
+    return f"{'' if gain.certain else '~ '}{gain.ratio:.2f}x ({gain.low:.2f} - {gain.high:.2f})"
 
 
 def _prices(prices: Sequence[ShadowPrice], speed: float, objective: str) -> list[Line]:
@@ -148,7 +141,7 @@ def _variants(sweep: Sweep, shown: Sequence[int], best: set[int]) -> list[Line]:
     names = [axis.path for axis in sweep.axes]
     rows = [row(_base_values(sweep), base, "")]
     rows += [row(sweep.rows[k].values, sweep.rows[k].outcome, " *" if k in best else "") for k in shown]
-    header = [*names, "tok/s", "80 %", "now", "first token", "GPU GiB", *(["USD"] if priced else []), "limit"]
+    header = [*names, "tok/s", "80 %", "change", "first token", "GPU GiB", *(["USD"] if priced else []), "limit"]
     return table(header, rows, numbers=range(len(names), len(header) - 1))
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stowplan.errors import InputError, NotExpressible
 from stowplan.exports.base import Files, Names, plain_text
 from stowplan.exports.checkpoints import check_checkpoint
-from stowplan.exports.places import GPU, bytes_by_tier, layers_of, misplaced
+from stowplan.exports.places import GPU, bytes_by_tier, distance, layers_of
 from stowplan.models.model import Layer, Model
 from stowplan.ops import Part, output_tensor, part_of
 from stowplan.plan import Place, Plan, run_lengths
@@ -96,7 +96,7 @@ class DeepSpeedExporter:
         wanted = layers_of(model, plan)
         room = bytes_by_tier(model, wanted)[GPU]
         host = machine.memory.capacity.value - machine.reserved.value
-        best: tuple[float, DeepSpeedSettings] | None = None
+        best: tuple[tuple[float, float], DeepSpeedSettings] | None = None
         for device in ("none", "cpu", "nvme"):
             settings = self._settings(model, device)
             got = realised(model, settings)
@@ -104,7 +104,7 @@ class DeepSpeedExporter:
             spare = sum(_fixed_bytes(layer, settings) for layer in model.layers)
             if sizes[GPU] > room + spare or sizes[RAM] > host or (device == "nvme" and not machine.disks):
                 continue
-            cost = misplaced(model, wanted, got)
+            cost = distance(model, wanted, got)
             if best is None or cost < best[0]:
                 best = cost, settings
         if best is None:

@@ -38,12 +38,12 @@ def write_directory(target: Path, contents: Mapping[str, str]) -> None:
             raise InputError(
                 f"'{name[:60]}' is no name for a file of an export; only letters, digits, '.', '_' and '-' are"
             )
-    if target.is_symlink() or target.exists():
-        raise InputError(f"-o {target}: exists already; name a folder that does not")
-    if not target.parent.is_dir():
-        raise InputError(f"-o {target}: the folder {target.parent} does not exist; make it first")
     unfinished: Path | None = None
     try:
+        if target.is_symlink() or target.exists():
+            raise InputError(f"-o {target}: exists already; name a folder that does not")
+        if not target.parent.is_dir():
+            raise InputError(f"-o {target}: the folder {target.parent} does not exist; make it first")
         unfinished = Path(tempfile.mkdtemp(prefix=".stowplan-", dir=target.parent))
         for name, text in contents.items():
             path = unfinished / name

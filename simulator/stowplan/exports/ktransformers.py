@@ -151,9 +151,9 @@ def _counted(flags: SglangFlags, model: Model) -> dict[int, frozenset[int]]:
     routed = {layer.index: layer.experts.total for layer in model.layers if layer.experts}
     if flags.kt_gpu_experts_ratio is not None:
         if flags.kt_expert_placement_strategy not in (None, "uniform"):
+            strategy = flags.kt_expert_placement_strategy
             raise NotExpressible(
-                f"KTransformers: --kt-expert-placement-strategy {flags.kt_expert_placement_strategy} chooses by itself; "
-                "stowplan knows uniform"
+                f"KTransformers: --kt-expert-placement-strategy {strategy} chooses by itself; stowplan knows uniform"
             )
         count, rest = divmod(int(flags.kt_gpu_experts_ratio * sum(routed.values())), len(routed))
         return {index: frozenset(range(count + (n < rest))) for n, index in enumerate(routed)}

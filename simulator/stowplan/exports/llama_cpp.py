@@ -19,7 +19,7 @@ from stowplan.systems.llama_cpp_commands import command_words
 from stowplan.systems.llama_cpp_flags import environment_words, read_flags
 from stowplan.systems.llama_cpp_settings import settings_of
 from stowplan.systems.llama_cpp_versions import named_profile
-from stowplan.systems.llama_cpp_words import SWITCHES, TRUTH, USUAL
+from stowplan.systems.llama_cpp_words import IGNORED_SWITCHES, SWITCHES, TRUTH, USUAL
 
 PRESET = "preset.ini"
 _SECTION = re.compile(r"\[([^\[\]]*)\]\s*\Z")
@@ -180,7 +180,7 @@ def _setting_words(key: str, value: str) -> list[str]:
     if key.startswith("LLAMA_ARG_"):
         return environment_words(key, value)
     for flag in (f"--{key}", f"-{key}"):
-        if flag in SWITCHES:
+        if flag in SWITCHES or flag in IGNORED_SWITCHES:
             if value.lower() not in TRUTH:
                 raise InputError(f"preset: {key} = {value[:40]}: must be true or false")
             return [flag] if TRUTH[value.lower()] else []

@@ -74,6 +74,20 @@ def misplaced(model: Model, wanted: Sequence[Mapping[str, Place]], got: Sequence
     return total
 
 
+def distance(
+    model: Model, wanted: Sequence[Mapping[str, Place]], got: Sequence[Mapping[str, Place]]
+) -> tuple[float, float]:
+    """How far one placement is from another: bytes by which the GPUs' shares of each part differ over the whole model,
+    and, where that is equal, bytes that are elsewhere layer by layer (a third of every layer does what every third
+    layer does).
+    """
+    change: dict[str, float] = defaultdict(float)
+    for layer, first, second in zip(model.layers, wanted, got, strict=True):
+        for part, size in part_bytes(layer).items():
+            change[part] += size * (shares_of(first[part]).get(GPU, 0.0) - shares_of(second[part]).get(GPU, 0.0))
+    return float(round(sum(map(abs, change.values())))), misplaced(model, wanted, got)
+
+
 def differences(model: Model, wanted: Plan, got: Plan, title: str) -> list[str]:
     """What an engine does otherwise than a plan wants, a sentence each."""
     before, after = layers_of(model, wanted), layers_of(model, got)

@@ -14,7 +14,7 @@ from stowplan.exports.base import Files, Names
 from stowplan.exports.checkpoints import check_checkpoint
 from stowplan.exports.flat_yaml import write_yaml
 from stowplan.exports.fused import EXPERTS, Moved, gpus_used, greedy, grouped, places, usable_gpus
-from stowplan.exports.places import GPU, bytes_by_tier, layers_of, misplaced
+from stowplan.exports.places import GPU, bytes_by_tier, distance, layers_of
 from stowplan.exports.sglang_flags import SglangFlags, config, flags_of, read_values, stated_flags
 from stowplan.models.model import Model
 from stowplan.plan import Place, Plan, run_lengths
@@ -52,12 +52,12 @@ class SglangExporter:
             max_running_requests=plan.workload.batch,
         )
         room = bytes_by_tier(model, wanted)[GPU]
-        best: tuple[float, SglangFlags] | None = None
+        best: tuple[tuple[float, float], SglangFlags] | None = None
         for flags in _candidates(model, base):
             got = realised(model, flags)
             if bytes_by_tier(model, got)[GPU] > room * (1 + 1e-9):
                 continue
-            cost = misplaced(model, wanted, got)
+            cost = distance(model, wanted, got)
             if best is None or cost < best[0]:
                 best = cost, flags
         if best is None:

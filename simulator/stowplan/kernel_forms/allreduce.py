@@ -1,7 +1,7 @@
 """Sums over GPUs: one-shot and two-shot kernels for small messages, rings for large ones.
 
-In one shot every GPU reads all others' data; in two shots each sums its part and reads the sums. Both start fast and are
-limited to messages that fit their buffers. A ring (NCCL) moves 2 (n - 1) / n of the bytes over each link; its
+In one shot every GPU reads all others' data; in two shots each sums its part and reads the sums. Both start fast and
+are limited to messages that fit their buffers. A ring (NCCL) moves 2 (n - 1) / n of the bytes over each link; its
 low-latency protocols trade bandwidth for a quick start.
 """
 
@@ -37,7 +37,7 @@ class RingForm:
     mixing: float
 
     def seconds(
-        self, device: Device, size: Value, gpus: Value, turns: float = 2.0, *, on: Elementary = FLOATS
+        self, device: Device, size: Value, gpus: Value, turns: Value = 2.0, *, on: Elementary = FLOATS
     ) -> Value:
         """Seconds of a collective over `size` bytes; `turns` is 2 for a sum, 1 for a gather, scatter or exchange."""
         share = on.pick(gpus <= 2, self.pair, on.pick(gpus <= 4, self.four, self.eight))
@@ -57,7 +57,7 @@ class AllReduceForm:
         direct_share: share of the link's bandwidth in one shot.
         two_start, two_share, two_eight: the same in two shots, the share among up to four and among eight GPUs.
         copy_share: share of the memory bandwidth of the copy into registered buffers, which a captured graph avoids.
-        host: seconds that the host takes to start the kernel; ring_host: the library's; both hidden by a captured graph.
+        host, ring_host: seconds that the host takes to start the kernel or the ring; hidden by a captured graph.
         ring: the library's rings, used above the limits.
         one_shot: largest bytes in one shot among more than two and more than four GPUs.
         limits: largest bytes of the engine's own kernels among two, four and eight GPUs; zero where they are not used.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from stowplan.kernel_forms.device import VALUE_BYTES, Device
 from stowplan.kernel_forms.elementary import FLOATS, Elementary, Value, cached, overlap, waves
 
-_UNSEEN = 1e9
+UNSEEN = 1e9
 """A window wider than any context stands for none."""
 _SPLITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 _WINDOW_TILE = 0.5
@@ -28,7 +28,7 @@ class PrefillForm:
         block_overhead: seconds to start and finish a block; head_overhead: the same per 128 head dimensions.
         softmax: seconds of one score on one unit, besides the products.
         shares: of the datasheet peak in the products, by head dimension.
-        wave: share of the last wave's idle units that is lost; tail: how well the longest block hides behind the others.
+        wave: share of the last wave's idle units that is lost; tail: how well the longest block hides behind others.
         stream: share of the datasheet memory bandwidth; sharpness: how well computing and streaming overlap.
         cache_write: bytes moved to store new keys and values, as a multiple of two bytes each.
         windowed: time of a score under a sliding window, in units of one without.
@@ -63,7 +63,7 @@ class PrefillForm:
         heads: Value,
         kv_heads: Value,
         head_dim: Value,
-        window: Value = _UNSEEN,
+        window: Value = UNSEEN,
         *,
         on: Elementary = FLOATS,
     ) -> Value:
@@ -122,7 +122,7 @@ class DecodeForm:
         share: of the datasheet peak in the products; tile_overhead: seconds per tile of the cache.
         wave: share of the last wave's idle units that is lost.
         stream: share of the datasheet memory bandwidth; sharpness: how well walking and streaming overlap.
-        cached_bytes, cache_time: the cache's bytes that stay in the last-level cache between runs, and their share of time.
+        cached_bytes: below this much the cache stays on the GPU between runs; cache_time: share of time then.
         operands: bytes of queries and outputs, as a multiple of 4 per value.
         regroup: seconds to bring the heads that share a cache head together, where that takes kernels of its own.
         rows: query heads in a block. apart: FlashAttention 2: under a window, or with one query head per cache head,
@@ -157,7 +157,7 @@ class DecodeForm:
         heads: Value,
         kv_heads: Value,
         head_dim: Value,
-        window: Value = _UNSEEN,
+        window: Value = UNSEEN,
         *,
         warm: bool = False,
         on: Elementary = FLOATS,
@@ -178,7 +178,7 @@ class DecodeForm:
         cut = window < context
         tile = on.pick(head_dim <= 64, 256.0, on.pick(head_dim <= 128, 128.0, 64.0))
         tiles = on.ceil(seen / tile) + on.pick(cut, _WINDOW_TILE, 0.0)
-        alone = (heads <= kv_heads) | (window < _UNSEEN) if self.apart else window < 0.0
+        alone = (heads <= kv_heads) | (window < UNSEEN) if self.apart else window < 0.0
         blocks = on.pick(alone, batch * heads, batch * kv_heads * on.ceil(heads / kv_heads / self.rows))
         loads = tile * head_dim * 2.0 * size / (self.feed * device.bandwidth / device.units)
         products = 4.0 * self.rows * tile * head_dim / (device.peak("bf16") / device.units * self.share)

@@ -19,8 +19,8 @@ VALUE_BYTES: Mapping[str, float] = {
     "mxfp4": 0.5 + 1.0 / 32,
     "nvfp4": 0.5 + 1.0 / 16,
 }
-"""Bytes per stored weight, scales included: fp32 scales per 128 x 128 block of fp8, fp16 per 128 of int4, one byte per 32
-of MXFP4 and per 16 of NVFP4 (OCP Microscaling Formats 1.0; NVIDIA NVFP4)."""
+"""Bytes per stored weight, scales included: fp32 scales per 128 x 128 block of fp8, fp16 per 128 of int4, one byte
+per 32 of MXFP4 and per 16 of NVFP4 (OCP Microscaling Formats 1.0; NVIDIA NVFP4)."""
 
 ARITHMETIC: Mapping[str, tuple[str, ...]] = {
     "fp32": ("fp32",),

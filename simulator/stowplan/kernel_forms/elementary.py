@@ -29,7 +29,7 @@ class Elementary(Protocol):
         """`yes` where the condition holds, else `no`."""
 
     def always(self, condition: Value) -> bool:
-        """Whether the condition holds for every shape, so that what follows from its contrary need not be worked out."""
+        """Whether the condition holds for every shape; what follows from its contrary need not be worked out then."""
 
 
 class Floats:

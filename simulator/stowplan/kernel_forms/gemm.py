@@ -22,6 +22,8 @@ _CROWD = 4.0
 """Blocks per unit beyond which k is not split any more."""
 _PARTIAL = 8.0
 """Bytes to write and read again per partial sum, in fp32."""
+_SIXTEEN_BITS = 2.0
+"""Bytes of an activation that is not quantised, weight-only types included."""
 _ANY = 1e18
 LIBRARY_TILES: tuple[Tile, ...] = tuple(
     (1.0, _ANY, m, n)
@@ -44,7 +46,7 @@ class GemmForm:
         wave: share of the last wave's idle units that is lost.
         stream: share of the datasheet memory bandwidth.
         sharpness: how well computing and streaming overlap.
-        cached_weights, cached_activations: bytes below which they are found in the cache; cache_time: share of time then.
+        cached_weights, cached_activations: bytes below which they are in the cache; cache_time: share of time then.
         output: bytes written per output value, as a multiple of what they must be.
         convert_latency, convert_row, convert_traffic: quantising activations first: seconds, seconds per row, and bytes
             moved as a multiple of reading 2 and writing 1 per value. Zero for types that need none.
@@ -96,16 +98,17 @@ class GemmForm:
             on: floats or arrays.
         """
         size = VALUE_BYTES[dtype]
-        operand = min(size, 2.0)
+        operand = size if self.convert_latency else _SIXTEEN_BITS
         per_unit = device.peak(dtype) * self.share / device.units
         fed = self.feed * device.bandwidth / device.units
         memory = device.bandwidth * self.stream
+        rows = on.larger(on.ceil(m), 1.0)
         fastest: Value = float("inf")
         for lowest, highest, side_m, side_n in self.tiles:
             blocks = on.ceil(m / side_m) * on.ceil(n / side_n)
             slower = 1.0 + self.small_tile * (32.0 / side_m + 32.0 / side_n)
             step = max(2.0 * side_m * side_n / per_unit * slower, (side_m + side_n) * operand / fed)
-            outside = (m < lowest) | (m > highest)
+            outside = (rows < lowest) | (rows > highest)
             if on.always(outside):
                 continue
             for split in _SPLITS if self.splits else _SPLITS[:1]:
@@ -123,10 +126,10 @@ class GemmForm:
         cold = cached(weights, self.cached_weights, self.cache_time) if warm else 1.0
         left = cached(activations, self.cached_activations, self.cache_time)
         streaming = (weights * cold + (operand * m * k + 2.0 * m * n * self.output) * left) / memory
-        seconds = self.latency + overlap(fastest, streaming, self.sharpness) + self._convert(m, k, memory, on)
+        seconds = self.latency + overlap(fastest, streaming, self.sharpness) + self._convert(m, k, memory)
         return overlap(seconds, self.host, _HOST_SHARPNESS) if eager and self.host else seconds
 
-    def _convert(self, m: Value, k: Value, memory: float, on: Elementary) -> Value:  # noqa: ARG002
+    def _convert(self, m: Value, k: Value, memory: float) -> Value:
         """Seconds to quantise the activations."""
         if not self.convert_latency:
             return 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from stowplan.datafiles import read_toml
 from stowplan.errors import BadFile, InputError
 from stowplan.kernel_forms.allreduce import AllReduceForm
-from stowplan.kernel_forms.attention import DecodeForm, PrefillForm
+from stowplan.kernel_forms.attention import UNSEEN, DecodeForm, PrefillForm
 from stowplan.kernel_forms.device import Device, device_of
 from stowplan.kernel_forms.gemm import GemmForm
 from stowplan.kernel_forms.mla import MlaDecodeForm, MlaPrefillForm
@@ -100,7 +100,7 @@ class KernelForms:
         form = self.choose("prefill", cache_dtype).form
         assert isinstance(form, PrefillForm)
         shape = (batch, new, past, heads, kv_heads, head_dim)
-        return float(form.seconds(self.device, cache_dtype, *shape, **_window(window)))
+        return float(form.seconds(self.device, cache_dtype, *shape, UNSEEN if window is None else float(window)))
 
     def decode_attention_s(
         self,
@@ -116,7 +116,7 @@ class KernelForms:
         form = self.choose("decode", cache_dtype).form
         assert isinstance(form, DecodeForm)
         shape = (batch, mean_context, heads, kv_heads, head_dim)
-        return float(form.seconds(self.device, cache_dtype, *shape, **_window(window)))
+        return float(form.seconds(self.device, cache_dtype, *shape, UNSEEN if window is None else float(window)))
 
     def moe_s(
         self,
@@ -251,11 +251,6 @@ def forms_for(gpu: Gpu) -> KernelForms:
         provenance=source,
         measured=own is not None,
     )
-
-
-def _window(window: int | None) -> dict[str, float]:
-    """Keyword of a window where there is one."""
-    return {} if window is None else {"window": float(window)}
 
 
 def datasheet(gpu: Gpu) -> Device:

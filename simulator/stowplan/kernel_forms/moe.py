@@ -31,7 +31,8 @@ class MoeForm:
         stream: share of the datasheet memory bandwidth; sharpness: how well computing and streaming overlap.
         hidden, inner: passes over all pairs' hidden and inner activations, whichever GPU's experts they go to.
         own_hidden: passes over the hidden activations of the GPU's own pairs; token_hidden: over the tokens'.
-        cached_weights, cached_activations: bytes below which they are found in the cache; cache_time: share of time then.
+        cached_weights: bytes of weights below which they are in the cache; cache_time: share of time then.
+        cached_activations, activation_time: the same for activations.
         plain: whether tiles are fixed (see `_PLAIN_TILE`) except for the tuned shapes.
         plain_share, plain_overhead, plain_stream: the figures of the plain tile; `plain_stream` of its streaming.
         unaligned: time of tiles whose inner dimension is no multiple of 16, in units of others.
@@ -56,6 +57,7 @@ class MoeForm:
     cached_weights: float
     cached_activations: float
     cache_time: float
+    activation_time: float
     plain: bool = False
     plain_share: float = 1.0
     plain_overhead: float = 0.0
@@ -117,7 +119,7 @@ class MoeForm:
         fastest = fastest * on.pick(on.ceil(inner / _ALIGNED) * _ALIGNED > inner, self.unaligned, 1.0)
         passes = tokens * experts_per_token * (hidden * self.hidden + inner * self.inner)
         moved = 2.0 * (passes + load.pairs * hidden * self.own_hidden + tokens * hidden * self.token_hidden)
-        moving = moved * cached(moved, self.cached_activations, self.cache_time) / device.bandwidth
+        moving = moved * cached(moved, self.cached_activations, self.activation_time) / device.bandwidth
         fixed = self.latency + self.expert * experts + self.pair * tokens * experts_per_token
         seconds = overlap(fastest, streaming, self.sharpness) + moving + fixed
         return seconds * (1.0 + self.throttled * seconds / (seconds + self.throttled_after))

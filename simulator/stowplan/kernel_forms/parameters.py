@@ -1,4 +1,4 @@
-"""Reading fitted parameters: one TOML file per GPU in ``hwprofiles/kernel-forms``, one table per kernel class and type."""
+"""Reading fitted parameters: a TOML file per GPU in ``hwprofiles/kernel-forms``, a table per kernel class and type."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ class FittedForm:
         form: the form with its parameters.
         kernel: the kernels that were measured, as the engine names them.
         spread: robust standard deviation of log(predicted / measured) on samples outside the fit.
+        held_out: how many samples those were.
         ranges: lowest and highest value of each variable in the fit.
     """
 
     form: Form
     kernel: str
     spread: float
+    held_out: int
     ranges: Mapping[str, tuple[float, float]]
 
     def in_range(self, values: Mapping[str, float]) -> bool:
@@ -84,9 +86,9 @@ class FittedGpu:
         return FittedGpu(self.key, self.where, {**self.forms, **missing}) if missing else self
 
     def spread(self, kernel_class: str) -> float:
-        """Mean spread over the types of one class."""
-        found = [fitted.spread for (name, _), fitted in self.forms.items() if name == kernel_class]
-        return sum(found) / len(found)
+        """Mean spread over the types of one class, by their samples."""
+        found = [fitted for (name, _), fitted in self.forms.items() if name == kernel_class]
+        return sum(one.spread * one.held_out for one in found) / sum(one.held_out for one in found)
 
 
 def parameter_file(key: str) -> Path | None:
@@ -128,6 +130,7 @@ def _fitted(
         form=build_form(kernel_class, values),
         kernel=str(table["kernel"]),
         spread=float(table["spread"]),
+        held_out=int(table["held_out"]),
         ranges={name: (float(low), float(high)) for name, (low, high) in table["range"].items()},
     )
 

@@ -1,4 +1,4 @@
-"""How routed tokens fall on the experts of one GPU: how many experts they touch, and how many tiles of rows they fill."""
+"""How routed tokens fall on one GPU's experts: how many they touch, and how many tiles of rows they fill."""
 
 from __future__ import annotations
 

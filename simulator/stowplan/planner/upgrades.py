@@ -151,7 +151,7 @@ def _more(request: Request, planned: Planned) -> Iterator[_Candidate]:
             count = len(machine.gpus)
             price = None if gpu.price is None else count * gpu.price.value
             name = gpu.name if count == 1 else f"{count} x {gpu.name}"
-            title = f"{name} ({format_bytes(gpu.memory.value)}) instead"
+            title = f"{name} instead" if "GB" in name else f"{name} ({format_bytes(gpu.memory.value)}) instead"
             yield _Candidate(title, _on(request, _with_gpus(machine, gpu)), price_usd=price)
     present = str(planned.plan.settings.get("cache_k", "f16"))
     if present in _SMALLER_CACHE[:-1] and "cache_k" in planned.plan.settings:

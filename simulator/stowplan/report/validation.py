@@ -10,7 +10,7 @@ from stowplan.report.plots import draw_charts
 from stowplan.report.style import SCRIPT, style_sheet
 from stowplan.report.words import count
 from stowplan.validate.explain import dominant_term, open_points, worst
-from stowplan.validate.pairs import Winners
+from stowplan.validate.pairs import Pair, Winners
 from stowplan.validate.rows import Row
 from stowplan.validate.statistics import Errors
 from stowplan.validate.targets import Reached, Targets
@@ -176,7 +176,20 @@ def _winners(found: Validation, targets: Targets) -> list[Markup]:
     if found.winners_fitted is not None:
         rows.append(_winner("all pairs, hardware that constants were set on", found.winners_fitted))
     header = ["what was compared", "pairs", "choices", "winner predicted", "better by, median"]
-    return _section("Which of two runs is faster?", sentence, table(header, rows, numbers=range(1, 5)))
+    content = [table(header, rows, numbers=range(1, 5))]
+    if found.wrong:
+        inner = table(
+            ["better, as measured", "worse", "measured", "predicted"], map(_choice, found.wrong), numbers=(2, 3)
+        )
+        content.append(tag("details", tag("summary", f"{count(len(found.wrong), 'choice')} predicted wrong"), inner))
+    return _section("Which of two runs is faster?", sentence, *content)
+
+
+def _choice(pair: Pair) -> list[str]:
+    def run(row: Row) -> Markup:
+        return join([tag("b", row.id), f" {row.family}", tag("div", tag("code", row.run), class_="note")])
+
+    return [run(pair.better), run(pair.worse), f"{pair.gain:.2f}x", f"{pair.predicted_gain:.2f}x"]
 
 
 def _winner(name: str, found: Winners) -> list[str]:

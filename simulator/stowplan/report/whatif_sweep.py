@@ -11,6 +11,7 @@ from stowplan.report.plots import axis, chart
 from stowplan.report.whatif_shell import section, whole_page
 from stowplan.whatif.axes import Axis
 from stowplan.whatif.front import DEFAULT, WISHES, front, wishes
+from stowplan.whatif.paths import find_path
 from stowplan.whatif.sweep import Row, Sweep
 
 _BLUE, _ORANGE, _GREY = "#0072b2", "#e69f00", "#9aa4b0"
@@ -131,7 +132,7 @@ def _line(sweep: Sweep, n: int, each: Axis) -> Markup:
     rates = [row.outcome.figure("decode_tokens_per_s") or 0.0 for row in rows]
     trace = {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if find_path(each.path).numeric else "markers",
         "x": x,
         "y": rates,
         "error_y": {
@@ -145,6 +146,7 @@ def _line(sweep: Sweep, n: int, each: Axis) -> Markup:
         "text": [_label(sweep, row) for row in rows],
         "hovertemplate": "%{text}<extra></extra>",
         "line": {"color": _BLUE, "width": 2},
+        "marker": {"color": _BLUE, "size": 9},
     }
     layout = {"xaxis": axis(each.path, type="category"), "yaxis": axis("decode tok/s", rangemode="tozero")}
     sentence = "Decode with its 80 % interval; neighbours share most of their error."
@@ -176,7 +178,8 @@ def _parallel(sweep: Sweep, rows: Sequence[Row]) -> list[Markup]:
         "line": {"color": rates, "colorscale": _LINES},
         "labelfont": {"size": 13},
     }
-    layout = {"margin": {"l": 90, "r": 60, "t": 60, "b": 24}}
+    widest = max((len(str(label)) for label in dimensions[0].get("ticktext", [])), default=0)
+    layout = {"margin": {"l": max(90, 24 + 7 * widest), "r": 60, "t": 60, "b": 24}}
     sentence = (
         "Every line is a variant. Drag along an axis to keep only what crosses it there; drag an axis to move it."
     )

@@ -100,10 +100,6 @@ class ScheduledAhead(WaitingQueue):
         """See `WaitingQueue`."""
         return self._inner.arrival_of(request)
 
-    def push(self, arrival: float, key: int = 0) -> None:
-        """See `WaitingQueue`."""
-        self._inner.push(arrival, key)
-
 
 def replay_ahead(requests: Requests, step_time: StepTime, limits: Limits, caching: Caching | None = None) -> Replay:
     """Chunked prefill, every step scheduled while the one before it runs.

@@ -50,12 +50,13 @@ class Chunked(Scheduler):
             calm += 1
             if core.impatient:
                 self._expire()
+                core.land()
             if phase[core.steps % size] > core.free:
                 calm = 0
                 self._drop_begun()
                 core.decode(core.make_room() or 0.0)
                 continue
-            copies = core.bring_back(core.batch + (self._begun is not None)) if core.swapped else None
+            copies = core.bring_back(self._taken) if core.swapped else None
             loads: list[Found] = []
             chunks = self._chunks(loads)
             if chunks:
@@ -63,16 +64,25 @@ class Chunked(Scheduler):
             elif core.batch:
                 core.decode(copies)
             else:
-                arrival = waiting.next_arrival()
-                if arrival >= until:
+                event = self.next_event
+                if event >= until:
                     return
-                core.wait_until(arrival)
+                core.wait_until(event)
 
     @property
-    def idle(self) -> bool:
+    def next_time(self) -> float:
         """See `Scheduler`."""
-        core = self.core
-        return not (core.batch or core.swapped or self._begun) and core.waiting.head(core.now) < 0
+        return self.core.now if self._begun is not None else super().next_time
+
+    @property
+    def load(self) -> int:
+        """See `Scheduler`."""
+        return super().load + (self._begun is not None)
+
+    @property
+    def _taken(self) -> int:
+        """Places in the batch that are taken."""
+        return self.core.batch + len(self.core.arriving) + (self._begun is not None)
 
     def _drop_begun(self) -> None:
         begun, self._begun = self._begun, None
@@ -93,7 +103,7 @@ class Chunked(Scheduler):
         """Prompts and the tokens of each that the next step processes; admits them and notes what they found."""
         core, begun = self.core, self._begun
         limits = core.limits
-        budget, room = limits.max_batched_tokens - core.batch, limits.max_running - core.batch
+        budget, room = limits.max_batched_tokens - core.batch, limits.max_running - core.batch - len(core.arriving)
         chosen: list[tuple[_Begun, int]] = []
         if begun is not None:
             tokens = min(budget, begun.length - begun.done)
@@ -122,9 +132,7 @@ class Chunked(Scheduler):
         return chosen
 
 
-def _mixed_step(
-    core: Core, chunks: list[tuple[_Begun, int]], loads: list[Found], copies: float
-) -> _Begun | None:
+def _mixed_step(core: Core, chunks: list[tuple[_Begun, int]], loads: list[Found], copies: float) -> _Begun | None:
     """One step of all decoding sequences and some chunks; returns the prompt that it leaves unfinished."""
     tables = core.tables
     batch, ended, total, attention = core.batch, 0, core.batch, 0.0

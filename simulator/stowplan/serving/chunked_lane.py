@@ -10,8 +10,9 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from math import ceil, inf, sqrt
 
-from stowplan.serving.core import Core, steps_until, steps_within_blocks
+from stowplan.serving.core import Core
 from stowplan.serving.fast_lane import drop_stale_ends, restore_order
+from stowplan.serving.growth import steps_until, steps_within_blocks
 from stowplan.serving.prefix_cache import Found
 from stowplan.serving.queues import FirstCome
 

@@ -34,6 +34,7 @@ class Continuous(Scheduler):
             calm += 1
             if core.impatient:
                 core.expire()
+                core.land()
             if not core.swapped and self._prefill():
                 continue
             if core.batch or core.swapped:
@@ -41,19 +42,18 @@ class Continuous(Scheduler):
                 if copies is not None:
                     calm = 0
                 elif core.swapped:
-                    copies = core.bring_back(core.batch)
-                core.decode(copies)
-                continue
-            arrival = waiting.next_arrival()
-            if arrival >= until:
+                    copies = core.bring_back(core.batch + len(core.arriving))
+                if core.batch:
+                    core.decode(copies)
+                    continue
+            event = self.next_event
+            if event >= until:
                 return
-            core.wait_until(arrival)
+            core.wait_until(event)
 
-    @property
-    def idle(self) -> bool:
-        """See `Scheduler`."""
-        core = self.core
-        return not core.batch and not core.swapped and core.waiting.head(core.now) < 0
+    def _computes(self, request: int) -> bool:  # noqa: ARG002
+        """Whether a prompt is processed here; one that is not ends the step's prompts."""
+        return True
 
     def _prefill(self) -> list[int]:
         """One step of the prompts that can be admitted; returns their requests."""
@@ -62,11 +62,11 @@ class Continuous(Scheduler):
         request = waiting.head(now)
         if request < 0:
             return []
-        tables, size, room = core.tables, limits.block_tokens, limits.max_running - core.batch
+        tables, size, room = core.tables, limits.block_tokens, limits.max_running - core.batch - len(core.arriving)
         admitted: list[tuple[int, int]] = []
         loads: list[Found] = []
         tokens, attention = 0, 0.0
-        while request >= 0 and len(admitted) < room:
+        while request >= 0 and len(admitted) < room and self._computes(request):
             length = core.length(request)
             found = core.look_up(request, length)
             new = length - found.tokens

@@ -20,11 +20,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from math import ceil, inf, nan, sqrt
+from math import ceil, inf, nan
 
+from stowplan.serving.growth import steps_until, steps_within_blocks
 from stowplan.serving.limits import Limits
 from stowplan.serving.prefix_cache import Found, PrefixCache
-from stowplan.serving.queues import Impatient, WaitingQueue
+from stowplan.serving.queues import Pool, WaitingQueue
 from stowplan.serving.tables import StepTables
 
 _NOTHING = Found(0, 0)
@@ -39,7 +40,8 @@ class Core:
         prompt, output: tokens of every request; all of them can run within the limits.
         waiting: queue over the same requests.
         tables, limits: what a step costs and what the engine may hold.
-        capacity: most requests that it will ever be given; those given now if more are to come.
+        beside: another core over the same requests, of which each is at one of them at a time; they share what is
+            noted about requests.
         cache: prefix cache, if it has one.
         patience_s: seconds from its arrival after which a client stops waiting for a request.
 
@@ -64,14 +66,13 @@ class Core:
         tables: StepTables,
         limits: Limits,
         *,
-        capacity: int = 0,
+        beside: Core | None = None,
         cache: PrefixCache | None = None,
         patience_s: float = inf,
     ) -> None:
         count = len(prompt)
         self.prompt, self.output, self.waiting, self.limits = prompt, output, waiting, limits
         self.tables, self.cache, self.patience_s = tables, cache, patience_s
-        self.full = [p + o - 1 for p, o in zip(prompt, output, strict=True)]
         self.reserve = limits.reserve
         self.now, self.horizon, self.longest_run = 0.0, inf, _ANY
         self.batch = self.context = self.steps = self.passes = 0
@@ -79,19 +80,25 @@ class Core:
         self.free_swap = limits.swap_blocks
         self.phase = [0] * limits.block_tokens
         self.finish = [-1] * count
-        self.bits = max(1, max(count, capacity).bit_length())
+        self.bits = max(1, count.bit_length())
         self.ends: list[int] = []
         self.order: list[int] = []
         self.swapped: list[int] = []
         self.made: dict[int, int] = {}
-        self.impatient = isinstance(waiting, Impatient)
+        self.impatient = isinstance(waiting, Pool)
         self.deadlines: list[tuple[float, int]] = []
         self.given_up: dict[int, int] = {}
-        self.started = array("d", [nan]) * count
-        self.first = array("d", [nan]) * count
-        self.finished = array("d", [nan]) * count
-        self.preemptions: dict[int, int] = {}
-        self.reused: dict[int, int] = {}
+        if beside is None:
+            self.full = [p + o - 1 for p, o in zip(prompt, output, strict=True)]
+            self.started = array("d", [nan]) * count
+            self.first = array("d", [nan]) * count
+            self.finished = array("d", [nan]) * count
+            self.preemptions: dict[int, int] = {}
+            self.reused: dict[int, int] = {}
+        else:
+            self.full, self.started, self.first = beside.full, beside.started, beside.first
+            self.finished, self.preemptions, self.reused = beside.finished, beside.preemptions, beside.reused
+        self.arriving: list[tuple[float, int, int]] = []
         self.swaps = 0
         self.idle_s = 0.0
         self.tally = [0] * len(tables.body)
@@ -101,16 +108,6 @@ class Core:
         if moment > self.now:
             self.idle_s += moment - self.now
             self.now = moment
-
-    def submit(self, prompt: int, output: int) -> int:
-        """Make a further request known; returns its number. The caller hands its arrival to the queue."""
-        self.prompt.append(prompt)
-        self.output.append(output)
-        self.full.append(prompt + output - 1)
-        self.finish.append(-1)
-        for column in (self.started, self.first, self.finished):
-            column.append(nan)
-        return len(self.full) - 1
 
     def length(self, request: int) -> int:
         """Tokens of a request's next prefill: its prompt, and what it had generated before it lost its cache."""
@@ -165,10 +162,10 @@ class Core:
         loads = [each for each in found if each.link_s]
         if not loads:
             return compute_s
-        links = [sum(column) for column in zip(*(each.link_s for each in loads), strict=True)]
-        busy = self._link_busy(tokens)
-        copying = max(load + weights for load, weights in zip(links, busy, strict=True))
-        return max(each.latency_s for each in loads) + max(compute_s, copying)
+        longest, busy = compute_s, self._link_busy(tokens)
+        for link, weights in enumerate(busy):
+            longest = max(longest, weights + sum(each.link_s[link] for each in loads))
+        return longest + max(each.latency_s for each in loads)
 
     def emit_after_prefill(self, request: int, tokens: int) -> None:
         """A prefill of `tokens` tokens has ended now: its sequence emits a token, then finishes or decodes."""
@@ -195,6 +192,26 @@ class Core:
         if len(order) > 2 * self.batch + 1024:
             finish_of = self.finish
             self.order = [other for other in order if finish_of[other] >= 0]
+
+    def expect(self, request: int, cached: int, moment: float) -> None:
+        """A sequence whose cache is copied here joins the batch at that moment; its blocks are taken now."""
+        if self.cache is not None:
+            self.cache.detach(request)
+        if self.patience_s < inf:
+            heappush(self.deadlines, (self.waiting.arrival_of(request) + self.patience_s, request))
+        self.reserve_blocks(self.limits.blocks(cached))
+        heappush(self.arriving, (moment, request, cached))
+
+    def land(self) -> None:
+        """Let the sequences join whose cache has been copied here."""
+        while self.arriving and self.arriving[0][0] <= self.now:
+            _, request, cached = heappop(self.arriving)
+            self._join(request, cached, self.output[request] - self.made.pop(request, 1))
+
+    def leave_for(self, request: int) -> tuple[int, int]:
+        """A decoding sequence goes elsewhere; returns its cached tokens and those that were generated."""
+        made = self.output[request] - (self.finish[request] - self.steps)
+        return self._leave(request), made
 
     def _leave(self, request: int) -> int:
         """A decoding sequence leaves the batch and its blocks; returns its cached tokens."""
@@ -330,6 +347,8 @@ class Core:
                 stop = min(stop, self.waiting.next_change(now))
             if self.deadlines:
                 stop = min(stop, self.deadlines[0][0])
+            if self.arriving:
+                stop = min(stop, self.arriving[0][0])
             if stop < after:
                 run = steps_until(stop, now, step_s, half_growth, run)
                 after = now + run * (step_s + half_growth * (run - 1))
@@ -385,33 +404,3 @@ class Core:
                 made = self.made.pop(request)
                 self.given_up[request] = made
                 self.free_swap += self.limits.blocks(self.prompt[request] + made - 1)
-
-
-def steps_within_blocks(phase: Sequence[int], steps: int, free: int, batch: int, most: int) -> int:
-    """How many of the next `most` decode steps the free blocks suffice for."""
-    size = len(phase)
-    cycles = min(free // batch, most // size)
-    left, step = free - cycles * batch, cycles * size
-    while step < most:
-        left -= phase[(steps + step) % size]
-        if left < 0:
-            break
-        step += 1
-    return step
-
-
-def steps_until(moment: float, now: float, step_s: float, half_growth: float, most: int) -> int:
-    """The first of up to `most` step boundaries at or after `moment`; the last one if none is.
-
-    Step j ends at ``now + j (step_s + half_growth (j - 1))``. The root of the quadratic is a guess; the comparisons
-    that decide are those of the times themselves.
-    """
-    linear = step_s - half_growth
-    root = linear + sqrt(max(0.0, linear * linear + 4.0 * half_growth * (moment - now)))
-    guess = 2.0 * (moment - now) / root if root > 0.0 else 1.0
-    step = min(most, max(1, ceil(guess))) if guess < most else most
-    while step > 1 and now + (step - 1) * (step_s + half_growth * (step - 2)) >= moment:
-        step -= 1
-    while step < most and now + step * (step_s + half_growth * (step - 1)) < moment:
-        step += 1
-    return step

@@ -27,7 +27,7 @@ class FairQueue(WaitingQueue):
 
     Attributes:
         counter: service received by each client that was ever seen.
-        client: client of each request.
+        client: client of each request; active: requests of a client that wait or run.
     """
 
     def __init__(self, arrival: list[float], client: list[int]) -> None:
@@ -36,18 +36,31 @@ class FairQueue(WaitingQueue):
         self.counter: dict[int, int] = {}
         self.active: dict[int, int] = {}
         self._waiting: dict[int, list[int]] = {}
-        self._next = self._head = 0
+        self._heap: list[tuple[int, int, int]] = []
+        self._next = 0
 
     def head(self, now: float) -> int:
         """See `WaitingQueue`."""
         while self._arrival[self._next] <= now:
             self._join(self._next)
             self._next += 1
-        if not self._waiting:
-            return -1
-        best = min(self._waiting, key=lambda client: (self.counter[client], self._waiting[client][0]))
-        self._head = best
-        return self._waiting[best][0]
+        heap = self._heap
+        while heap:
+            counter, request, client = heap[0]
+            if self.counter[client] == counter and self._waiting.get(client, (-1,))[0] == request:
+                return request
+            heappop(heap)
+        return -1
+
+    def charge(self, client: int, tokens: int) -> None:
+        """A client was served."""
+        self.counter[client] += tokens
+        self._offer(client)
+
+    def _offer(self, client: int) -> None:
+        """Note the rank of a client's oldest request; what was noted before it no longer holds."""
+        if client in self._waiting:
+            heappush(self._heap, (self.counter[client], self._waiting[client][0], client))
 
     def _join(self, request: int) -> None:
         client = self.client[request]
@@ -55,17 +68,21 @@ class FairQueue(WaitingQueue):
             least = min((self.counter[other] for other, count in self.active.items() if count), default=0)
             self.counter[client] = max(self.counter.get(client, 0), least)
         self.active[client] = self.active.get(client, 0) + 1
-        heappush(self._waiting.setdefault(client, []), request)
+        self.put_back(request)
 
     def pop(self) -> None:
         """See `WaitingQueue`."""
-        heappop(self._waiting[self._head])
-        if not self._waiting[self._head]:
-            del self._waiting[self._head]
+        client = heappop(self._heap)[2]
+        heappop(self._waiting[client])
+        if not self._waiting[client]:
+            del self._waiting[client]
+        self._offer(client)
 
     def put_back(self, request: int) -> None:
         """See `WaitingQueue`."""
-        heappush(self._waiting.setdefault(self.client[request], []), request)
+        client = self.client[request]
+        heappush(self._waiting.setdefault(client, []), request)
+        self._offer(client)
 
     def next_change(self, now: float) -> float:  # noqa: ARG002
         """See `WaitingQueue`."""
@@ -78,12 +95,6 @@ class FairQueue(WaitingQueue):
     def arrival_of(self, request: int) -> float:
         """See `WaitingQueue`."""
         return self._arrival[request]
-
-    def push(self, arrival: float, key: int = 0) -> None:
-        """See `WaitingQueue`; the key is the client."""
-        self._arrival[-1] = arrival
-        self._arrival.append(inf)
-        self.client.append(key)
 
     def rank(self, request: int) -> tuple[int, int]:
         """What requests are sorted by."""
@@ -137,7 +148,7 @@ class Fair(Continuous):
         for request in admitted:
             if request not in self._counted:
                 self._counted[request] = 0
-                queue.counter[queue.client[request]] += _PROMPT_WEIGHT * self.core.prompt[request]
+                queue.charge(queue.client[request], _PROMPT_WEIGHT * self.core.prompt[request])
         return bool(admitted)
 
     def _count(self) -> None:
@@ -145,7 +156,8 @@ class Fair(Continuous):
         core, queue = self.core, self._queue
         for request, counted in list(self._counted.items()):
             made = core.made_of(request)
-            queue.counter[queue.client[request]] += _OUTPUT_WEIGHT * (made - counted)
+            if made > counted:
+                queue.charge(queue.client[request], _OUTPUT_WEIGHT * (made - counted))
             self._counted[request] = made
             if made == core.output[request]:
                 del self._counted[request]

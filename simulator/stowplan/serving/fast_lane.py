@@ -10,7 +10,8 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from math import ceil, inf, sqrt
 
-from stowplan.serving.core import Core, steps_until, steps_within_blocks
+from stowplan.serving.core import Core
+from stowplan.serving.growth import steps_until, steps_within_blocks
 from stowplan.serving.queues import FirstCome
 
 

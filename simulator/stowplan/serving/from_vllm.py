@@ -19,6 +19,7 @@ from stowplan.models.model import Attention, LatentAttention, Layer
 from stowplan.ops import cached_tokens, visible_pairs
 from stowplan.plan import Plan
 from stowplan.serving.ahead import replay_ahead
+from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
 from stowplan.serving.from_plan import Engine
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import Replay
@@ -112,7 +113,26 @@ def replay_vllm(requests: Requests, vllm: VllmEngine, patience_s: float | None =
         done = replay_ahead(requests, vllm.engine.step_time, limits, caching)
     else:
         done = replay(requests, vllm.engine.step_time, limits, vllm.scheduler, caching)
-    return replace(done, first_token_s=done.first_token_s + vllm.request_s, finished_s=done.finished_s + vllm.request_s)
+    return _seen_by_clients(done, vllm.request_s)
+
+
+def replay_pair(requests: Requests, prompts: VllmEngine, decodes: VllmEngine, handover: Handover) -> Replay:
+    """Replay requests through an engine for prompts and one for decoding, as clients see them.
+
+    Args:
+        requests: what is sent, in order.
+        prompts, decodes: what serves it.
+        handover: how the cache gets from the one to the other.
+
+    Raises:
+        InputError: see `stowplan.serving.disaggregated.replay_disaggregated`.
+    """
+    stages = [Stage(1, each.engine.step_time, each.engine.limits) for each in (prompts, decodes)]
+    return _seen_by_clients(replay_disaggregated(requests, *stages, handover), prompts.request_s)
+
+
+def _seen_by_clients(done: Replay, request_s: float) -> Replay:
+    return replace(done, first_token_s=done.first_token_s + request_s, finished_s=done.finished_s + request_s)
 
 
 def compile_vllm(run: VllmRun, context: int, cache_tokens: int) -> StepTime:
@@ -227,9 +247,7 @@ def _chunk_term(
         if past + new <= max(context, 128)
     ]
     count = sum(number for _, number in members)
-    seconds = np.array(
-        [sum(n * run.layer_chunk(layer, new, past) for layer, n in members) for new, past in points]
-    )
+    seconds = np.array([sum(n * run.layer_chunk(layer, new, past) for layer, n in members) for new, past in points])
     whole = seconds + np.array([run.body(new).seconds for new, _ in points]) * count / len(run.weights)
     features = np.array(
         [(visible_pairs(new, past, sight), cached_tokens(past, new, window), float(new)) for new, past in points]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from typing import Literal
 
 from stowplan.errors import InputError
@@ -64,6 +64,11 @@ class Limits:
             raise InputError(f"limits: patience_s: {self.patience_s} is not a time above 0")
         if self.preemption not in {"recompute", "swap"}:
             raise InputError(f"limits: preemption: '{self.preemption}' is neither recompute nor swap")
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a client waits; infinity for ever."""
+        return inf if self.patience_s is None else self.patience_s
 
     @property
     def reserve(self) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stowplan.serving.core import Core
 from stowplan.serving.prefix_cache import PrefixCache
-from stowplan.serving.queues import Impatient
+from stowplan.serving.queues import Pool
 from stowplan.serving.requests import Requests
 from stowplan.serving.tiers import Tier
 
@@ -177,21 +177,35 @@ class Record:
         for noted, counts in ((core.preemptions, preemptions), (core.reused, reused)):
             _note(noted, rows, counts)
         gone = dict(core.given_up)
-        if isinstance(core.waiting, Impatient):
+        if isinstance(core.waiting, Pool):
             gone |= {request: core.made.get(request, 0) for request in core.waiting.expired}
-            refused = rows[np.asarray(core.waiting.refused, dtype=np.int64)]
+            refused = _known(rows[np.asarray(core.waiting.refused, dtype=np.int64)])
             self._state[refused] = State.REFUSED
             made[refused] = 0
         _note(gone, rows, made)
-        self._state[rows[np.fromiter(gone, dtype=np.int64, count=len(gone))]] = State.TIMED_OUT
+        self._state[_known(rows[np.fromiter(gone, dtype=np.int64, count=len(gone))])] = State.TIMED_OUT
         self._engine[mine] = len(self._engines)
         self._engines.append(_engine_use(core, tiers))
 
     def result(self) -> Replay:
         """The replay."""
         return Replay(
-            self._requests, self._scheduler, self._state, *self._times, *self._counts, self._engine, tuple(self._engines)
+            self._requests,
+            self._scheduler,
+            self._state,
+            self._times[0],
+            self._times[1],
+            self._times[2],
+            self._counts[0],
+            self._counts[1],
+            self._counts[2],
+            self._engine,
+            tuple(self._engines),
         )
+
+
+def _known(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows[rows >= 0]
 
 
 def _note(noted: dict[int, int], rows: NDArray[np.int64], column: NDArray[np.int64]) -> None:
@@ -222,7 +236,14 @@ def _cache_use(cache: PrefixCache, tiers: Sequence[Tier], kv_blocks: int) -> Cac
     for tier, hits, traffic in zip(tiers, cache.hits[1:], cache.traffic, strict=True):
         places.append(
             TierUse(
-                tier.name, hits, tier.blocks, traffic.peak, traffic.read, traffic.written, traffic.dropped, traffic.busy_s
+                tier.name,
+                hits,
+                tier.blocks,
+                traffic.peak,
+                traffic.read,
+                traffic.written,
+                traffic.dropped,
+                traffic.busy_s,
             )
         )
     return CacheUse(cache.looked_up, tuple(places))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from math import inf
 
@@ -37,10 +37,6 @@ class WaitingQueue(ABC):
     @abstractmethod
     def arrival_of(self, request: int) -> float:
         """When a request arrived or will arrive, in seconds."""
-
-    @abstractmethod
-    def push(self, arrival: float, key: int = 0) -> None:
-        """One more request comes, no earlier than those before it; `key` is what a sorting queue sorts by."""
 
 
 class FirstCome(WaitingQueue):
@@ -91,11 +87,6 @@ class FirstCome(WaitingQueue):
         """See `WaitingQueue`."""
         return self.arrival[request]
 
-    def push(self, arrival: float, key: int = 0) -> None:  # noqa: ARG002
-        """See `WaitingQueue`."""
-        self.arrival[-1] = arrival
-        self.arrival.append(inf)
-
 
 class Sorted(WaitingQueue):
     """Smallest key first, ties by arrival: predicted length, priority."""
@@ -137,37 +128,59 @@ class Sorted(WaitingQueue):
         """See `WaitingQueue`."""
         return self._arrival[request]
 
-    def push(self, arrival: float, key: int = 0) -> None:
-        """See `WaitingQueue`."""
-        self._arrival[-1] = arrival
-        self._arrival.append(inf)
-        self._key.append(key)
 
+class Pool(WaitingQueue):
+    """Smallest key first, ties by arrival, with all that the plain queues leave out.
 
-class Impatient(WaitingQueue):
-    """Smallest key first, ties by arrival, with clients that turn away: from a full queue at once, else in time.
+    Requests may be handed in one by one, as a router does, and clients may turn away: at once from a full queue, else
+    when their patience ends.
 
     Args:
         arrival, key: by request; equal keys make it first come, first served.
-        room: requests that may wait at a time; what arrives beyond them is refused.
+        coming: requests that come at their arrival without being handed in.
+        room: requests that may wait at a time; what comes beyond them is refused.
         patience_s: seconds from its arrival after which a request that still waits is gone.
 
     Attributes:
         refused, expired: requests that went away.
     """
 
-    __slots__ = ("_ages", "_arrival", "_heap", "_key", "_next", "_patience", "_room", "_waiting", "expired", "refused")
+    __slots__ = (
+        "_ages",
+        "_arrival",
+        "_coming",
+        "_heap",
+        "_key",
+        "_patience",
+        "_room",
+        "_waiting",
+        "expired",
+        "refused",
+    )
 
-    def __init__(self, arrival: Sequence[float], key: Sequence[int], room: float = inf, patience_s: float = inf) -> None:
-        self._arrival = [*arrival, inf]
-        self._key = [*key]
+    def __init__(
+        self,
+        arrival: Sequence[float],
+        key: Sequence[int],
+        coming: Iterable[int] = (),
+        room: float = inf,
+        patience_s: float = inf,
+    ) -> None:
+        self._arrival, self._key = arrival, key
         self._room, self._patience = room, patience_s
+        self._coming = [(arrival[request], request) for request in coming]
         self._heap: list[tuple[int, int]] = []
         self._waiting: set[int] = set()
         self._ages: list[int] = []
-        self._next = 0
         self.refused: list[int] = []
         self.expired: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._coming)
+
+    def push(self, request: int, moment: float) -> None:
+        """A request comes at that moment, which has not passed yet."""
+        heappush(self._coming, (moment, request))
 
     def _first_end(self) -> float:
         """When the next of those that wait turns away."""
@@ -190,16 +203,15 @@ class Impatient(WaitingQueue):
 
     def head(self, now: float) -> int:
         """See `WaitingQueue`."""
-        arrival, i = self._arrival, self._next
-        while arrival[i] <= now:
+        coming = self._coming
+        while coming and coming[0][0] <= now:
+            moment, request = heappop(coming)
             if len(self._waiting) >= self._room:
-                self._expire(arrival[i])
+                self._expire(moment)
             if len(self._waiting) >= self._room:
-                self.refused.append(i)
+                self.refused.append(request)
             else:
-                self._join(i)
-            i += 1
-        self._next = i
+                self._join(request)
         self._expire(now)
         heap = self._heap
         while heap and heap[0][1] not in self._waiting:
@@ -216,18 +228,12 @@ class Impatient(WaitingQueue):
 
     def next_change(self, now: float) -> float:  # noqa: ARG002
         """See `WaitingQueue`."""
-        return min(self._arrival[self._next], self._first_end())
+        return min(self.next_arrival(), self._first_end())
 
     def next_arrival(self) -> float:
         """See `WaitingQueue`."""
-        return self._arrival[self._next]
+        return self._coming[0][0] if self._coming else inf
 
     def arrival_of(self, request: int) -> float:
         """See `WaitingQueue`."""
         return self._arrival[request]
-
-    def push(self, arrival: float, key: int = 0) -> None:
-        """See `WaitingQueue`."""
-        self._arrival[-1] = arrival
-        self._arrival.append(inf)
-        self._key.append(key)

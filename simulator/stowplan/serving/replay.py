@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stowplan.errors import InputError, UnknownName
 from stowplan.serving.chains import Chains
@@ -18,7 +19,7 @@ from stowplan.serving.fair import Fair, FairQueue
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import Record, Replay
 from stowplan.serving.prefix_cache import PrefixCache
-from stowplan.serving.queues import FirstCome, Impatient, Sorted, WaitingQueue
+from stowplan.serving.queues import FirstCome, Pool, Sorted, WaitingQueue
 from stowplan.serving.requests import Requests
 from stowplan.serving.scheduler import Scheduler
 from stowplan.serving.static import Static
@@ -91,12 +92,8 @@ def replay(
             no prefix cache, queue limits or time-outs.
     """
     policy = policy_of(scheduler, limits, caching)
-    longest = requests.prompt_tokens + requests.output_tokens - 1
-    rows = np.flatnonzero(longest <= limits.longest)
-    if len(rows) and int(longest[rows].max()) > LONGEST_REQUEST:
-        raise InputError(f"requests: one has {int(longest[rows].max())} tokens; a replay takes up to {LONGEST_REQUEST}")
-    runnable = requests if len(rows) == len(requests) else requests.take(rows)
-    tables = StepTables(step_time, int(longest[rows].max(initial=1)), limits)
+    rows, runnable, longest = runnable_rows(requests, limits)
+    tables = StepTables(step_time, longest, limits)
     cache = None
     if caching is not None and runnable.prefix is not None:
         chains = Chains.from_blocks(runnable.prefix, runnable.prompt_tokens, limits.block_tokens)
@@ -108,7 +105,7 @@ def replay(
         tables,
         limits,
         cache=cache,
-        patience_s=inf if limits.patience_s is None else limits.patience_s,
+        patience_s=limits.patience,
     )
     policy.make(core).run()
     record = Record(requests, scheduler)
@@ -130,25 +127,47 @@ def policy_of(scheduler: str, limits: Limits, caching: Caching | None) -> Policy
     return policy
 
 
+def runnable_rows(requests: Requests, limits: Limits) -> tuple[NDArray[np.int64], Requests, int]:
+    """Rows of the requests that can run, these requests, and most tokens of one of them.
+
+    Raises:
+        InputError: one is longer than 2^24 tokens.
+    """
+    tokens = requests.prompt_tokens + requests.output_tokens - 1
+    rows = np.flatnonzero(tokens <= limits.longest)
+    longest = int(tokens[rows].max(initial=1))
+    if longest > LONGEST_REQUEST:
+        raise InputError(f"requests: one has {longest} tokens; a replay takes up to {LONGEST_REQUEST}")
+    return rows, requests if len(rows) == len(requests) else requests.take(rows), longest
+
+
+def keys_of(requests: Requests, key: str) -> list[int]:
+    """What a queue sorts by: predicted length, priority, or nothing.
+
+    Raises:
+        InputError: priorities are missing.
+    """
+    if key == "length":
+        predicted = requests.output_tokens if requests.predicted_tokens is None else requests.predicted_tokens
+        return [int(tokens) for tokens in predicted.tolist()]
+    if key == "priority":
+        if requests.priority is None:
+            raise InputError("requests: priority: is missing; a scheduler by priority needs one for every request")
+        return [int(priority) for priority in requests.priority.tolist()]
+    return [0] * len(requests)
+
+
 def queue_of(requests: Requests, limits: Limits, key: str) -> WaitingQueue:
     """The queue that a scheduler takes requests from.
 
     Raises:
         InputError: priorities are missing.
     """
-    arrival, keys = requests.arrival_s.tolist(), None
-    if key == "length":
-        predicted = requests.output_tokens if requests.predicted_tokens is None else requests.predicted_tokens
-        keys = predicted.tolist()
-    elif key == "priority":
-        if requests.priority is None:
-            raise InputError("requests: priority: is missing; a scheduler by priority needs one for every request")
-        keys = requests.priority.tolist()
-    elif key == "client":
+    arrival = requests.arrival_s.tolist()
+    if key == "client":
         clients = np.arange(len(requests)) if requests.client is None else requests.client
         return FairQueue(arrival, clients.tolist())
     if limits.max_waiting is not None or limits.patience_s is not None:
         room = inf if limits.max_waiting is None else limits.max_waiting
-        patience = inf if limits.patience_s is None else limits.patience_s
-        return Impatient(arrival, keys or [0] * len(arrival), room, patience)
-    return FirstCome(arrival) if keys is None else Sorted(arrival, keys)
+        return Pool(arrival, keys_of(requests, key), range(len(arrival)), room, limits.patience)
+    return Sorted(arrival, keys_of(requests, key)) if key else FirstCome(arrival)

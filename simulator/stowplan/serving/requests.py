@@ -45,9 +45,7 @@ class Requests:
         client = trace.session
         if client is not None:
             client = np.where(client < 0, int(client.max()) + 1 + np.arange(len(trace)), client)
-        return Requests(
-            trace.arrival_s, trace.prompt_tokens, trace.output_tokens, client=client, prefix=trace.prefix
-        )
+        return Requests(trace.arrival_s, trace.prompt_tokens, trace.output_tokens, client=client, prefix=trace.prefix)
 
     def take(self, rows: NDArray[np.int64]) -> Requests:
         """Some of the requests, in rising order of their rows."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from math import inf
 
 from stowplan.serving.core import Core
+from stowplan.serving.queues import Pool
 
 
 class Scheduler(ABC):
@@ -23,6 +24,23 @@ class Scheduler(ABC):
         """Run up to the first step boundary at or after `until`, or until nothing is left that arrives before it."""
 
     @property
-    @abstractmethod
-    def idle(self) -> bool:
-        """Whether nothing runs or waits to come back; requests may still arrive."""
+    def next_time(self) -> float:
+        """When it can act next: now, unless nothing runs or waits; infinity where nothing will ever come."""
+        core = self.core
+        if core.batch or core.swapped or core.waiting.head(core.now) >= 0:
+            return core.now
+        return max(core.now, self.next_event)
+
+    @property
+    def load(self) -> int:
+        """Requests that wait, run, or are on their way here."""
+        core = self.core
+        assert isinstance(core.waiting, Pool)
+        return len(core.waiting) + core.batch + len(core.swapped) + len(core.arriving)
+
+    @property
+    def next_event(self) -> float:
+        """When something comes from outside: a request, or a sequence whose cache is on its way."""
+        core = self.core
+        arrival = core.waiting.next_arrival()
+        return min(arrival, core.arriving[0][0]) if core.arriving else arrival

@@ -20,21 +20,15 @@ class Static(Scheduler):
     def run(self, until: float = inf) -> None:
         """See `Scheduler`; a batch that has begun runs to its end."""
         core = self.core
-        waiting = core.waiting
         while core.now < until:
             members = _form(core)
             if members:
                 _run_batch(core, members)
                 continue
-            arrival = waiting.next_arrival()
-            if arrival >= until:
+            event = self.next_event
+            if event >= until:
                 return
-            core.wait_until(arrival)
-
-    @property
-    def idle(self) -> bool:
-        """See `Scheduler`."""
-        return self.core.waiting.head(self.core.now) < 0
+            core.wait_until(event)
 
 
 def _run_batch(core: Core, members: Sequence[int]) -> None:

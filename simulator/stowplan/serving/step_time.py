@@ -158,4 +158,3 @@ def at(knots: Knots, count: int) -> float:
     index = next((i for i in range(1, len(knots)) if count <= knots[i][0]), len(knots) - 1)
     (left, low), (right, high) = knots[index - 1], knots[index]
     return low + (high - low) * (count - left) / (right - left)
-

@@ -3,6 +3,7 @@
 Expressible: each layer, the embedding, and the output with the norms before it, on one device. With a GPU in the map
 nothing is computed on the CPU: a hook before each offloaded module copies its tensors, one after another and
 synchronously, to the first GPU of the map, and drops them afterwards. Layers on several GPUs run one after another.
+Without a GPU the CPU computes everything, and the hook brings modules on disk to host memory.
 The cache is where its layer computes. Transformers run in eager mode, so small kernels cost their launches.
 """
 
@@ -110,16 +111,16 @@ class Accelerate:
             ")\n"
         )
 
-    def plan(self, setup: Setup, workload: Workload, places: ModulePlaces, **names: Any) -> Plan:
+    def plan(
+        self, setup: Setup, workload: Workload, places: ModulePlaces, threads: int | None = None, **names: Any
+    ) -> Plan:
         """Plan of a device map; `names` are ``machine``, ``model``, ``set`` and ``quant`` as the user wrote them.
 
         Raises:
-            NotExpressible: a map without a GPU, or a model that Accelerate does not load.
+            NotExpressible: a model that Accelerate does not load.
         """
         gpus = [int(p[3:]) for p in (places.embedding, *places.layers, places.output) if p.startswith("gpu")]
-        if not gpus:
-            raise NotExpressible("device map: has no GPU; Accelerate would compute on the CPU, which is not modelled")
-        settings = AccelerateSettings(main=min(gpus))
+        settings = AccelerateSettings(main=min(gpus, default=-1), threads=threads)
         run = AccelerateRun(setup, workload, settings, places.embedding)
         pairs = zip(setup.model.layers, places.layers, strict=True)
         given: dict[str, Any] = {

@@ -9,10 +9,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stowplan.errors import NotExpressible
-from stowplan.kernels import GpuKernels
+from stowplan.kernels import CpuKernels, GpuKernels
 from stowplan.models.model import Layer, Role
 from stowplan.ops import (
     CacheFormat,
+    Kind,
     Operator,
     Part,
     Step,
@@ -34,13 +35,16 @@ class AccelerateSettings(BaseModel):
     """Settings of an Accelerate plan.
 
     Attributes:
-        main: number of the GPU that computes offloaded modules: the first one of the map.
+        main: number of the GPU that computes offloaded modules: the first one of the map; -1 for a map without a GPU,
+            where the CPU computes everything.
+        threads: threads that compute on the CPU; None for one per physical core.
         pin_memory: whether weights in host memory are page-locked; Accelerate does not do it by itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    main: Annotated[int, Field(ge=0, le=63)] = 0
+    main: Annotated[int, Field(ge=-1, le=63)] = 0
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     pin_memory: bool = False
 
 
@@ -79,11 +83,14 @@ class AccelerateRun(SerialRun):
             raise NotExpressible(f"Accelerate loads fp16, bf16 or fp32 weights, not {quant}; take --quant f16")
         if settings.main >= len(machine.gpus):
             raise NotExpressible(
-                f"the map computes on GPU {settings.main}, but {machine.key} has {len(machine.gpus)}; Accelerate "
-                f"without a GPU computes on the CPU, which is not modelled"
+                f"the map computes on GPU {settings.main}, but {machine.key} has {len(machine.gpus)}; give a "
+                "device map of cpu and disk only to compute on the CPU"
             )
         self.settings, self.embedding = settings, embedding
-        self.main = f"gpu{settings.main}"
+        self.main = RAM if settings.main < 0 else f"gpu{settings.main}"
+        self.threads = min(settings.threads or machine.cores, machine.cores)
+        self._cpu = CpuKernels.build(figures, "accelerate", machine.cpu.isa, self.threads)
+        self._kernels = {kind: figures.value(f"accelerate.gpu.kernels.{kind.value}") for kind in Kind}
         self._gpus = [GpuKernels.build(figures, i, "accelerate", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
         if quant == "f32":
             share = figures.value("accelerate.gpu.gemm_share") / 0.5  # fp32 products come nearer to their lower peak
@@ -94,13 +101,14 @@ class AccelerateRun(SerialRun):
         element = 4.0 if quant == "f32" else 2.0
         self.element, self.cache = element, CacheFormat(element, element)
         self._tensor_copy = figures.value("accelerate.tensor_copy")
+        self._loads = Work({}, figures.value("accelerate.cpu.tensor_load"))
         self._disk_missed = True
         self.rates = self._resource_rates()
 
     def _resource_rates(self) -> dict[str, float]:
         value, machine = self.setup.figures.value, self.setup.machine
         memory = "pinned" if self.settings.pin_memory else "pageable"
-        rates = {"host.dram": value("host.dram")}
+        rates = {"host.dram": value("host.dram"), "host.cores": float(self.threads)}
         for i in range(len(machine.gpus)):
             rates |= {f"gpu{i}.compute": 1.0, f"gpu{i}.hbm": value(f"gpu{i}.hbm")}
             rates |= {f"gpu{i}.h2d": value(f"gpu{i}.h2d.{memory}")}
@@ -118,11 +126,12 @@ class AccelerateRun(SerialRun):
     @property
     def homes(self) -> list[str]:
         """Devices in the order that ``device_map="auto"`` fills them."""
-        return [*(f"gpu{i}" for i in self.setup.gpus), RAM, *([DISK] if self.setup.machine.disks else [])]
+        gpus = [] if self.main == RAM else [f"gpu{i}" for i in self.setup.gpus]
+        return [*gpus, RAM, *([DISK] if self.setup.machine.disks else [])]
 
     @property
     def outputs(self) -> list[str]:
-        """The output matrix computes on the map's main GPU."""
+        """The output matrix computes on the map's main device."""
         return [self.main]
 
     @property
@@ -145,13 +154,12 @@ class AccelerateRun(SerialRun):
         return self.cache.sequence_bytes(layer, self.workload.capacity) * self.workload.batch
 
     def executor(self, place: str) -> str:
-        """The GPU that computes a module."""
+        """The device that computes a module: its own GPU, else the map's main device."""
         return place if place.startswith("gpu") else self.main
 
     def patterns(self, members: LayerClass) -> list[LayerPlaces]:
         """The whole layer on each GPU, in host memory, or on disk where there is one."""
-        disks = [DISK] if self.setup.machine.disks else []
-        return [self.layer_at(members.layer, place) for place in [*(f"gpu{i}" for i in self.setup.gpus), RAM, *disks]]
+        return [self.layer_at(members.layer, place) for place in self.homes]
 
     def layer_at(self, layer: Layer, place: str) -> LayerPlaces:
         """Places of a layer's parts when the layer is on one device; its cache is where it computes."""
@@ -175,10 +183,18 @@ class AccelerateRun(SerialRun):
         if place == DISK and self._disk_missed:
             work = Work({"disk.read": size, "host.dram": size})
             chain.append(ChainTask(f"{prefix}pages", work, "disk", "disk"))
+        if gpu == RAM:  # a checkpoint's tensors are mapped by the thread that waits for them
+            value = self.setup.figures.value
+            busy = size / (value("accelerate.cpu.reload") * value("host.clock"))
+            alone = Work({"host.cores": busy * self.threads})
+            return [*chain, ChainTask(f"{prefix}weights", alone + self._loads * tensors, "host copy", "copy")]
         work = Work({f"{gpu}.h2d": size, "host.dram": size}, self._tensor_copy * tensors)
         return [*chain, ChainTask(f"{prefix}weights", work, f"{gpu} copy", "copy")]
 
     def _compute(self, gpu: str, op: Operator, prefix: str) -> ChainTask:
+        if gpu == RAM:
+            work = Work(self._cpu.work(op).amounts, self._cpu.operator_gap * self._kernels[op.kind])
+            return ChainTask(f"{prefix}{op.name}", work, "host", "compute")
         work = self._gpus[int(gpu.removeprefix("gpu"))].work(op)
         return ChainTask(f"{prefix}{op.name}", work, gpu, "compute")
 
@@ -232,8 +248,9 @@ class AccelerateRun(SerialRun):
                 buffers[gpu] = max(buffers[gpu], float(tensor.bytes))
         computing = {self.executor(place) for place in (embedding, output, *(p.mixer for p in layers))}
         for gpu in sorted(computing):
-            _add(parts[gpu], "buffers", buffers[gpu] + self._activations())
-            _add(parts[gpu], "runtime", value("accelerate.gpu.runtime"))
+            _add(parts[gpu], "buffers", (0.0 if gpu == RAM else buffers[gpu]) + self._activations())
+            if gpu != RAM:
+                _add(parts[gpu], "runtime", value("accelerate.gpu.runtime"))
         _add(parts[RAM], "buffers", buffers[RAM])
         _add(parts[RAM], "system", machine.reserved.value)
         capacities = {f"gpu{i}": gpu.memory.value for i, gpu in enumerate(machine.gpus)}

@@ -126,7 +126,7 @@ def model_file(model: Model, plan: Plan) -> str:
         return f"{model.name.replace(' ', '-')}-{model.quant.upper()}.gguf"
     if not plan.model.isprintable():
         raise InputError(f"the model file {plan.model!r} has control characters in its name; rename it")
-    return f"./{plan.model}" if plan.model.startswith("-") else plan.model
+    return f"./{plan.model}" if plan.model.startswith(("-", "#", ";")) else plan.model
 
 
 def _number(place: str) -> int:
@@ -205,6 +205,7 @@ def _setting_words(machine: Machine, settings: LlamaCppSettings, profile: Profil
         words.append("--no-kv-offload")
     if not settings.op_offload:
         words.append("--no-op-offload")
+    words += ["--numa", settings.numa] if settings.numa else []
     words += ["-b", str(settings.batch), "-ub", str(settings.ubatch), "-t", str(settings.threads or machine.cores)]
     if settings.engine == "ik_llama.cpp":
         words += ["-rtr"] if settings.repacked else []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from stowplan.figures import Figures
 from stowplan.kernels import kernels_of_scaled
 from stowplan.models.model import LatentAttention, Layer, Model, Role
-from stowplan.ops import EXPERT_PARTS, CacheFormat, Kind, Operator, Step, ffn_operators, mixer_operators
+from stowplan.ops import EXPERT_PARTS, CacheFormat, Kind, Operator, Part, Step, ffn_operators, mixer_operators
 from stowplan.systems.llama_cpp_offload import touched_experts
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 
@@ -29,6 +29,7 @@ class EngineOperators:
         scaled: format whose kernels a mix of stated size runs.
         popularity: how evenly experts are chosen, see `touched_experts`.
         score_bytes: bytes moved for every attention score that is written out.
+        latent_unfused: time of decode attention over latents without a fused kernel, over the time with one.
     """
 
     settings: LlamaCppSettings
@@ -36,6 +37,7 @@ class EngineOperators:
     scaled: str | None
     popularity: float
     score_bytes: float
+    latent_unfused: float
 
     @staticmethod
     def build(model: Model, settings: LlamaCppSettings, figures: Figures) -> EngineOperators:
@@ -46,23 +48,33 @@ class EngineOperators:
             kernels_of_scaled(model.quant),
             figures.value("llama.cpp.expert_popularity"),
             figures.value("llama.cpp.gpu.attention_unfused"),
+            figures.value("llama.cpp.gpu.attention_latent_unfused"),
         )
 
     def of(self, layer: Layer, step: Step) -> Iterator[Operator]:
         """Operators of one layer in order."""
         for op in mixer_operators(layer, step, self.cache, self.settings.cache_k):
-            if step.new > 1 and isinstance(layer.mixer, LatentAttention) and self.settings.expands_latents:
-                op = _expanded(op, layer.mixer, step)
+            if isinstance(layer.mixer, LatentAttention):
+                op = self._latent(op, layer.mixer, step)
             if op.kind is Kind.ATTENTION and not self.settings.flash_attention:
                 # scores are written, scaled, read and written by the softmax, converted and read again
                 yield replace(op, scratch_bytes=self.score_bytes * op.scores)
             else:
                 yield op
-        for op in ffn_operators(layer, step.tokens):
+        # the whole chain of routed experts comes before the shared ones, so activations cross to the host once
+        for op in sorted(ffn_operators(layer, step.tokens), key=lambda op: op.part is Part.SHARED):
             if self.scaled is not None and op.format.endswith("bpw"):
                 op = replace(op, format=self.scaled)
             experts = experts_of(op, layer)
             yield op if experts is None or step.tokens == 1 else self._chosen(op, experts, step.tokens)
+
+    def _latent(self, op: Operator, mixer: LatentAttention, step: Step) -> Operator:
+        """Latent attention as the fork computes it: expanded over a prompt, unfused in decode with ``-mla 2``."""
+        if step.new > 1:
+            return _expanded(op, mixer, step) if self.settings.expands_latents else op
+        if op.kind is Kind.ATTENTION and self.settings.engine == "ik_llama.cpp" and self.settings.mla == 2:
+            return replace(op, kv_read=op.kv_read * self.latent_unfused)
+        return op
 
     def touched(self, experts: tuple[int, int], tokens: int) -> float:
         """Distinct experts that a batch is expected to choose."""

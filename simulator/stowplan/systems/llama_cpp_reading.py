@@ -42,6 +42,7 @@ def settings_from(flags: Flags, margin: int) -> LlamaCppSettings:
             "repacked": flags.repacked,
             "used_experts": flags.used_experts,
             "mla": flags.mla,
+            "numa": flags.numa,
             "margin": margin,
         }
     )

@@ -53,7 +53,9 @@ class LlamaCppRun(SerialRun):
         self.threads = min(settings.threads or machine.cores, machine.cores)
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
         stalls = 1.0 if machine.cpu.memory_channels > _DESKTOP_CHANNELS else 0.0
-        stalls *= figures.value("llama.cpp.cpu.remote") if machine.sockets > 1 else 1.0
+        if machine.sockets > 1 and (settings.numa != "numactl" or settings.repacked):
+            # half of the reads are remote; a thread that repacks rows leaves them where it runs
+            stalls *= figures.value("llama.cpp.cpu.remote")
         self._cpu = CpuKernels.build(figures, "llama.cpp", machine.cpu.isa, self.threads, stalls=stalls)
         self._copy_latency = figures.value("llama.cpp.gpu.copy_latency")
         self._expert_gap = figures.value("llama.cpp.gpu.expert_gap")

@@ -57,6 +57,7 @@ class Flags:
     repacked: bool = False
     used_experts: bool | None = None
     mla: int = 3
+    numa: str | None = None
     ik: bool = False
     prompt: int | None = None
     generate: int | None = None
@@ -86,7 +87,7 @@ IGNORED_VALUES = frozenset(
     --reasoning-format --reasoning-budget --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale
     --yarn-orig-ctx --mmproj -mm --path --timeout -to --threads-http --log-file --log-verbosity -lv --verbosity
     --cache-reuse --cache-ram -cram --slot-save-path --keep -tb --threads-batch --prio --poll --cpu-mask -C
-    --cpu-range -Cr --numa -dev --device --override-kv -r --repetitions -o --output -oe --delay
+    --cpu-range -Cr -dev --device --override-kv -r --repetitions -o --output -oe --delay
     -amb -ser -sas -cuda-params -lzm -fitt --fit-target -fitc --fit-ctx -hfd -md --draft --spec-type -dt
     --defrag-thold --grp-attn-n -gan -gaw -sys -j --json-schema --grammar -ctkd -ctvd -ctk-first -ctk-last
     --reasoning --image-max-tokens --image-min-tokens -mv --rpc -npp -ntg -npl -op --offload-policy --max-gpu -gfm
@@ -150,6 +151,12 @@ def _rtr(flags: Flags, text: str) -> None:
 
 def _mla(flags: Flags, text: str) -> None:
     flags.ik, flags.mla = True, _whole("-mla", text, 0, 3)
+
+
+def _numa(flags: Flags, text: str) -> None:
+    if text not in {"distribute", "isolate", "numactl"}:
+        raise InputError(f"--numa {text[:40]}: must be distribute, isolate or numactl")
+    flags.numa = text
 
 
 def _used_experts(*, only: bool) -> Callable[[Flags], None]:
@@ -296,6 +303,7 @@ _SPELLINGS: tuple[tuple[tuple[str, ...], Callable[[Flags, str], None]], ...] = (
     (("-fa", "--flash-attn"), _truth),
     (("-lm", "--load-mode"), _load_mode),
     (("-mla", "--mla-use"), _mla),
+    (("--numa",), _numa),
     (("-mmp",), _mmap_bench),
     (("-fit", "--fit"), _fit),
     (("-p", "--n-prompt", "--prompt"), lambda flags, text: _bench_count(flags, "prompt", text)),

@@ -118,6 +118,15 @@ def winners(name: str, pairs: Sequence[Pair]) -> Winners:
     )
 
 
+def wrong_choices(pairs: Iterable[Pair]) -> list[Pair]:
+    """Pairs whose winner was not predicted, one for each two records, by how much the better one gains."""
+    chosen: dict[tuple[str, tuple[str, str]], Pair] = {}
+    for pair in sorted(pairs, key=lambda p: (-p.gain, p.better.id, p.worse.id)):
+        if not pair.predicted:
+            chosen.setdefault((pair.group, pair.records), pair)
+    return list(chosen.values())
+
+
 def by_group(pairs: Iterable[Pair]) -> list[Winners]:
     """Winners of every group, in alphabetical order."""
     groups: dict[str, list[Pair]] = {}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Protocol
 
 from stowplan.validate.rows import Result
 
-_CHUNK = 6  # neighbours share machine and model, which a process keeps; fewer would leave cores idle at the end
+_CHUNK = 2  # what is queued cannot be taken back: large chunks would keep an interrupted run waiting
 
 
 class Runnable(Protocol):
@@ -36,7 +38,9 @@ def run_all(jobs: Sequence[Runnable], workers: int, progress: Progress | None = 
     # Fresh interpreters: forking a process that has threads is unsafe, and is not to be had on every system.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ignore_interrupts) as pool:
         try:
-            return _collect(pool.map(_run, jobs, chunksize=_CHUNK), len(jobs), progress)
+            with _deaf_children():
+                results = pool.map(_run, jobs, chunksize=_CHUNK)
+            return _collect(results, len(jobs), progress)
         except KeyboardInterrupt:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -53,6 +57,19 @@ def _collect(results: Iterable[Result], count: int, progress: Progress | None) -
         if progress is not None:
             progress(len(found), count)
     return found
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that start meanwhile ignore Ctrl-C from their first moment, also while they import."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may change what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ignore_interrupts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 
+from stowplan.errors import DoesNotFit, StowplanError
 from stowplan.machines import load_machine
 from stowplan.validate.case_rows import PARTS, hardware_of
 from stowplan.validate.rows import Result, Row
@@ -26,6 +27,10 @@ def result(name: str) -> Result:
     case = _by_id()[name]
     unit, requests = _unit(case), len(case.requests)
     settings = ", ".join(f"{key} {value}" for key, value in sorted(case.settings.items()))
+    try:
+        compared = list(compare(case))
+    except StowplanError as error:
+        return Result(refused=str(error), does_not_fit=isinstance(error, DoesNotFit))
     return Result(
         rows=tuple(
             Row(
@@ -44,7 +49,7 @@ def result(name: str) -> Result:
                 measured=each.measured,
                 source=case.source,
             )
-            for each in compare(case)
+            for each in compared
         )
     )
 

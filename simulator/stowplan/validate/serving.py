@@ -16,9 +16,11 @@ from stowplan.figures import figures_for
 from stowplan.machines import load_machine
 from stowplan.models import load_model
 from stowplan.serving.answers import e2e_s, ttft_s
-from stowplan.serving.from_vllm import VllmEngine, replay_vllm, vllm_engine
+from stowplan.serving.disaggregated import Handover
+from stowplan.serving.from_vllm import replay_pair, replay_vllm, vllm_engine
 from stowplan.serving.outcome import Replay, State
 from stowplan.systems.base import Setup
+from stowplan.systems.vllm_memory import memory_of
 from stowplan.systems.vllm_settings import VllmSettings
 from stowplan.validate.serving_runs import STATISTICS, Case, Part, load_cases, statistics
 
@@ -46,23 +48,35 @@ class Compared:
         return self.predicted / self.measured - 1.0
 
 
-def engine_for(case: Case) -> VllmEngine:
-    """The engine of a case, as its settings make it."""
-    settings = VllmSettings.model_validate(dict(case.settings))
+def setup_of(case: Case) -> Setup:
+    """Model, machine and figures of a case."""
     machine = load_machine(case.machine)
-    setup = Setup(machine, load_model(case.model, case.quant), figures_for(machine, "vllm", settings.engine))
+    return Setup(machine, load_model(case.model, case.quant), figures_for(machine, "vllm", case.settings["engine"]))
+
+
+def replay_case(case: Case, setup: Setup | None = None) -> Replay:
+    """The case's requests through the engine, or the pair of engines, that its settings make.
+
+    Args:
+        case: what was sent to what.
+        setup: figures other than the shipped ones.
+    """
+    setup = setup or setup_of(case)
+    settings = VllmSettings.model_validate(dict(case.settings))
     engine = vllm_engine(setup, settings)
-    return replace(engine, request_s=0.0) if case.from_scheduler else engine
+    if case.from_scheduler:
+        engine = replace(engine, request_s=0.0)
+    if case.prefill is None:
+        return replay_vllm(case.requests, engine, case.patience_s)
+    prompts = vllm_engine(setup, VllmSettings.model_validate(dict(case.prefill)))
+    value = setup.figures.value
+    copy = Handover(memory_of(setup, settings).token / value("peer"), value("vllm.host.handover"))
+    return replay_pair(case.requests, prompts, engine, copy)
 
 
-def replay_case(case: Case, engine: VllmEngine) -> Replay:
-    """The case's requests through an engine."""
-    return replay_vllm(case.requests, engine, case.patience_s)
-
-
-def compare(case: Case, engine: VllmEngine | None = None) -> Iterator[Compared]:
+def compare(case: Case, setup: Setup | None = None) -> Iterator[Compared]:
     """Every statistic of every run of a case; of requests that were answered, where clients gave others up."""
-    done = replay_case(case, engine or engine_for(case))
+    done = replay_case(case, setup)
     answered = done.state == State.FINISHED
     for run in case.runs:
         rows = answered[run.rows]

@@ -1,4 +1,4 @@
-"""Fit of an engine's host constants to its runs marked ``fit``: ``python -m stowplan.validate.serving_fit ENGINE NAME``.
+"""Fit of an engine's host constants to its ``fit`` runs: ``python -m stowplan.validate.serving_fit ENGINE NAME``.
 
 Names are those of the engine's constants in seconds, one or more, such as ``host.request`` or ``kernel_gap``.
 
@@ -18,14 +18,10 @@ from statistics import mean, median
 import numpy as np
 from scipy.optimize import differential_evolution, minimize
 
-from stowplan.figures import Figures, figures_for
-from stowplan.machines import load_machine
-from stowplan.models import load_model
+from stowplan.figures import Figures
 from stowplan.serving.answers import e2e_s, ttft_s
-from stowplan.serving.from_vllm import vllm_engine
 from stowplan.systems.base import Setup
-from stowplan.systems.vllm_settings import VllmSettings
-from stowplan.validate.serving import compare, replay_case
+from stowplan.validate.serving import compare, replay_case, setup_of
 from stowplan.validate.serving_runs import Case, load_cases
 
 _RANGE = (log(1e-7), log(5e-2))
@@ -37,7 +33,7 @@ def fitted(engine: str, names: Sequence[str]) -> tuple[dict[str, float], float]:
     """The constants that fit best, in seconds by name, and the median of the relative errors that remain."""
     cases = [case for case in load_cases() if case.part == "fit" and case.settings["engine"] == engine]
     calm = [case for case in cases if not any(run.failed for run in case.runs)]
-    setups = [_setup(case) for case in calm]
+    setups = [setup_of(case) for case in calm]
 
     def errors(values: Mapping[str, float]) -> list[float]:
         return [error for case, setup in zip(calm, setups, strict=True) for error in _errors(case, setup, values)]
@@ -54,17 +50,11 @@ def fitted(engine: str, names: Sequence[str]) -> tuple[dict[str, float], float]:
 def _errors(case: Case, setup: Setup, values: Mapping[str, float]) -> list[float]:
     """Logarithms of predicted over measured latencies under given constants."""
     moved = Setup(setup.machine, setup.model, _with(setup.figures, values))
-    engine = vllm_engine(moved, VllmSettings.model_validate(dict(case.settings)))
     if case.runs[0].logged is None:
-        return [log(row.predicted / row.measured) for row in compare(case, engine) if row.statistic in _STATISTICS]
-    done = replay_case(case, engine)
+        return [log(row.predicted / row.measured) for row in compare(case, moved) if row.statistic in _STATISTICS]
+    done = replay_case(case, moved)
     predicted = np.column_stack([ttft_s(done), e2e_s(done)])
     return [float(each) for each in np.log(predicted / case.runs[0].logged).ravel()]
-
-
-def _setup(case: Case) -> Setup:
-    machine = load_machine(case.machine)
-    return Setup(machine, load_model(case.model, case.quant), figures_for(machine, "vllm", case.settings["engine"]))
 
 
 def _with(figures: Figures, values: Mapping[str, float]) -> Figures:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stowplan.errors import InputError, UnknownName
-from stowplan.validate.pairs import Winners, by_group, pairs_of, winners
+from stowplan.validate.pairs import Pair, Winners, by_group, pairs_of, winners, wrong_choices
 from stowplan.validate.parallel import Progress, run_all
 from stowplan.validate.rows import Part, Result, Row
 from stowplan.validate.sources import Job, Unit, jobs
@@ -63,6 +63,7 @@ class Validation:
         targets: what was promised and what was reached on held-out hardware.
         winners, winners_fitted: pairs of either part in all, None without a pair.
         by_group: pairs on held-out hardware by the systems that are compared.
+        wrong: choices on held-out hardware whose winner was not predicted, the largest gains first.
         refused: runs that finished but have no prediction.
         fits: agreement on what fits.
     """
@@ -74,6 +75,7 @@ class Validation:
     winners: Winners | None
     winners_fitted: Winners | None
     by_group: tuple[Winners, ...]
+    wrong: tuple[Pair, ...]
     refused: tuple[Refused, ...]
     fits: Fits
 
@@ -140,6 +142,7 @@ def summarise(units: Sequence[Unit], results: Sequence[Result], family: str | No
         winners=winners("held-out", found) if found else None,
         winners_fitted=winners("fit", found_fit) if found_fit else None,
         by_group=tuple(by_group(found)),
+        wrong=tuple(wrong_choices(found)),
         refused=tuple(
             Refused(unit, result.refused, result.does_not_fit)
             for unit, result in zip(units, results, strict=True)

@@ -207,9 +207,9 @@ def whatif(
         StowplanError: a name or value that cannot be, or nothing fits as it is.
 
     >>> import stowplan
-    >>> answer = stowplan.whatif("llama-3.3-70b", quant="q4_k_m", on="rtx-4090-desktop-128")
+    >>> answer = stowplan.whatif("qwen3-30b-a3b", quant="q8_0", on="rtx-3060-desktop-32")
     >>> best = answer.changes[0]
-    >>> best.gain.ratio > 1.5 and best.gain.certain
+    >>> best.gain.low < best.gain.ratio < best.gain.high and best.gain.ratio > 1.2
     True
     >>> {price.resource.title: price.relaxed > 0 for price in answer.prices}["RAM"]
     False

@@ -115,10 +115,13 @@ def _by_dask(address: str, batches: Sequence[Sequence[Job]]) -> Iterator[list[Do
         raise InputError(
             f"--cluster dask://{address}: nobody answers there ({error}); is the scheduler running?"
         ) from error
-    with client:
+    with client, client.as_current():
         futures = [client.submit(plan_jobs, list(jobs), pure=False) for jobs in batches]
         for future in distributed.as_completed(futures):
-            yield future.result()
+            try:
+                yield future.result()
+            except distributed.scheduler.KilledWorker as error:
+                raise WorkerLost(f"workers of dask://{address} were killed, perhaps for want of memory") from error
 
 
 def _by_ray(address: str, batches: Sequence[Sequence[Job]]) -> Iterator[list[Done]]:

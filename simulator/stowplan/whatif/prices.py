@@ -181,8 +181,7 @@ class Relaxation:
         if resource.tiers:
             return _GIB * sum(self.optimum.worth.get(tier, 0.0) for tier in resource.tiers)
         faster = self.cost_of_optimum(self.with_figures(resource.figures, 1.0 + _SLOPE_STEP))
-        slower = self.cost_of_optimum(self.with_figures(resource.figures, 1.0 - _SLOPE_STEP))
-        return max(0.0, (slower - faster) / (2 * _SLOPE_STEP * resource.amount))
+        return max(0.0, (self.optimum.cost - faster) / (_SLOPE_STEP * resource.amount))
 
 
 def shadow_prices(system: str, request: Request, planned: Planned) -> list[ShadowPrice]:

@@ -57,6 +57,7 @@ class Store:
         try:
             connection = sqlite3.connect(self.path, timeout=_BUSY_S)
             try:
+                connection.execute("PRAGMA synchronous = NORMAL")  # in this mode a killed process loses nothing
                 with connection:
                     yield connection
             finally:

@@ -9,7 +9,7 @@ from stowplan.ops import Step
 from stowplan.routing.caches import expected_hit_rate
 from stowplan.routing.generate import RoutingProfile
 from stowplan.systems.mechanisms.policy import Policy
-from stowplan.systems.mechanisms.pricing import Pricing, expert_bytes, layer_parts
+from stowplan.systems.mechanisms.pricing import DRAM, Pricing, expert_bytes, layer_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class ExpertPlan:
 
 
 NO_EXPERTS = ExpertPlan()
+_GAIN = 0.02  # a smaller gain is lost to sharing host memory
 
 
 def plan_experts(pricing: Pricing, policy: Policy, layer: Layer, step: Step, hits: float) -> ExpertPlan:
@@ -77,13 +78,22 @@ def plan_experts(pricing: Pricing, policy: Policy, layer: Layer, step: Step, hit
 
 
 def _balanced(pricing: Pricing, policy: Policy, layer: Layer, step: Step, each: float) -> float:
-    """Share of the misses that the CPU takes so that it ends together with the link, both busy from the router on."""
+    """Share of the misses that the CPU takes so that it ends together with the link, both busy from the router on.
+
+    Copies read host memory too, so where that limits the CPU, dividing gains nothing: then one side takes all.
+    """
     parts = layer_parts(layer, step)
-    on_cpu = pricing.on_cpu(parts.experts).alone_s(pricing.rates)
-    size = each * policy.experts.stored * parts.touched
-    copied = pricing.copy(size, pinned=policy.experts.pinned).alone_s(pricing.rates)
-    on_gpu = copied + pricing.on_gpu(parts.experts).alone_s(pricing.rates)
-    return on_gpu / (on_gpu + on_cpu)
+    computed = pricing.on_cpu(parts.experts)
+    copied = pricing.copy(each * policy.experts.stored * parts.touched, pinned=policy.experts.pinned)
+    on_cpu = computed.alone_s(pricing.rates)
+    on_gpu = copied.alone_s(pricing.rates) + pricing.on_gpu(parts.experts).alone_s(pricing.rates)
+
+    def seconds(share: float) -> float:
+        dram = share * computed.amounts[DRAM] + (1.0 - share) * copied.amounts[DRAM]
+        return max(share * on_cpu, (1.0 - share) * on_gpu, dram / pricing.rates[DRAM])
+
+    balanced = on_gpu / (on_gpu + on_cpu)
+    return balanced if seconds(balanced) < (1.0 - _GAIN) * min(seconds(0.0), seconds(1.0)) else float(on_cpu <= on_gpu)
 
 
 def resident_hits(policy: Policy, model: Model, layer: Layer, step: Step, profile: RoutingProfile) -> tuple[float, int]:

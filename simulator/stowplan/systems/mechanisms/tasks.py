@@ -31,6 +31,9 @@ from stowplan.systems.mechanisms.pricing import (
 )
 from stowplan.work import Work
 
+_BEFORE_ATTENTION = 1 / 3
+"""Share of a layer's dense weights that the projections before the attention use, for copies in pieces."""
+
 
 @dataclass
 class History:
@@ -64,8 +67,12 @@ class LayerTasks:
 
     def __init__(self, pricing: Pricing, policy: Policy, layer: Layer, step: Step, experts: ExpertPlan) -> None:
         self.pricing, self.policy, self.layer, self.step, self.experts = pricing, policy, layer, step, experts
-        self.parts: LayerParts = layer_parts(layer, step)
-        weights = policy.weights
+        weights, own = policy.weights, policy.experts
+        self.parts = _as_stored(
+            layer_parts(layer, step),
+            weights.stored if weights.unpack is None else 1.0,
+            own.stored if own.unpack is None else 1.0,
+        )
         size = dense_bytes(layer) * weights.stored
         # The CPU takes its share in decode; a prompt has work enough for the GPU to hide the copies.
         shared = weights.cpu if policy.device == "gpu" and step.new == 1 else 0.0
@@ -79,20 +86,23 @@ class LayerTasks:
         if policy.device == "cpu":
             self.from_ram = 0.0  # it is computed where it lies
         self._host = GPU if policy.one_thread else "host"
-        self._plain = (self.from_ram + self.from_disk) / weights.stored
+        self._unpacked = dense_bytes(layer) * (1.0 - self.cpu_share)
 
     # Every layer ---------------------------------------------------------------------------------------------------
 
     def append(self, graph: GraphBuilder, history: History) -> None:
-        """Write one more layer."""
+        """Write one more layer: every GPU batch up to its attention, then every one's rest.
+
+        In that order the CPU attends for one batch while the GPU computes another.
+        """
         pieces = self._load_weights(graph, history)
-        batches = self.policy.batches
-        for batch in range(batches):
-            before, after, last = self._batch(graph, history, batch, pieces)
-            history.outputs[batch] = last
-            if batch == batches - 1 and pieces:
-                first = _first_third(pieces)
-                history.freed += [before] * first + [after] * (len(pieces) - first)
+        started = [self._begin(graph, history, batch, pieces) for batch in range(self.policy.batches)]
+        after = 0
+        for batch, (_, attended) in enumerate(started):
+            after = self._finish(graph, history, batch, attended, pieces)
+        if pieces:
+            first = _first_third(pieces)
+            history.freed += [started[-1][0]] * first + [after] * (len(pieces) - first)
 
     def _load_weights(self, graph: GraphBuilder, history: History) -> list[int]:
         """Loads of the layer's pieces; empty where nothing is copied."""
@@ -125,22 +135,35 @@ class LayerTasks:
 
     # One GPU batch -------------------------------------------------------------------------------------------------
 
-    def _batch(
+    def _begin(
         self, graph: GraphBuilder, history: History, batch: int, pieces: list[int]
-    ) -> tuple[int, int, tuple[int, ...]]:
-        """Compute one GPU batch; the tasks after which the first and the last weights are free, and the last tasks."""
-        parts, own = self.parts, self.policy.overheads
+    ) -> tuple[int, tuple[int, ...]]:
+        """One GPU batch up to its attention: the task after which the first weights are free, and the attention."""
         arrived = pieces[: _first_third(pieces) or None]
+        wait = (*history.outputs[batch], *arrived)
         before = self._products(
-            graph, "projections", parts.before, (*history.outputs[batch], *arrived), unpacked=batch == 0, share=1 / 3
+            graph, "projections", self.parts.before, wait, unpacked=batch == 0, share=_BEFORE_ATTENTION
         )
         attended = self._attention(graph, history, before)
-        after = self._products(
-            graph, "layer", parts.after, (*attended, *pieces), unpacked=batch == 0, share=2 / 3, own=own.layer
-        )
         self._store(graph, before)
-        routed = self._experts(graph, history, after) if parts.experts else (after[-1],)
-        return before[-1], after[-1], (*after, *routed)
+        return before[-1], attended
+
+    def _finish(
+        self, graph: GraphBuilder, history: History, batch: int, attended: tuple[int, ...], pieces: list[int]
+    ) -> int:
+        """The rest of one GPU batch; returns the task after which its weights are free."""
+        after = self._products(
+            graph,
+            "layer",
+            self.parts.after,
+            (*attended, *pieces),
+            unpacked=batch == 0,
+            share=1.0 - _BEFORE_ATTENTION,
+            own=self.policy.overheads.layer,
+        )
+        routed = self._experts(graph, history, after) if self.parts.experts else ()
+        history.outputs[batch] = (*after, *routed)
+        return after[-1]
 
     def _products(
         self,
@@ -169,7 +192,7 @@ class LayerTasks:
             ids.append(graph.add(f"{name} on CPU", work, stream=self._host, after=ready, kind="compute"))
         work = pricing.on_gpu(operators, 1.0 - self.cpu_share) + Work({}, own)
         if unpacked and weights.unpack is not None:
-            work = work + pricing.unpack(self._plain * share, weights.unpack)
+            work = work + pricing.unpack(self._unpacked * share, weights.unpack)
         if weights.zero_copy:
             moved = (self.from_ram + self.from_disk) * share
             work = work + pricing.copy(moved, pinned=weights.pinned)
@@ -363,3 +386,20 @@ class LayerTasks:
 def _first_third(pieces: list[int]) -> int:
     """Pieces that the projections before the attention need; 0 where a layer comes in one, which all wait for."""
     return max(1, len(pieces) // 3) if len(pieces) > 1 else 0
+
+
+def _as_stored(parts: LayerParts, dense: float, routed: float) -> LayerParts:
+    """Operators that read weights in a stored form of so many bytes per byte of the model's format."""
+    if dense == routed == 1.0:
+        return parts
+
+    def smaller(operators: tuple[Operator, ...], stored: float) -> tuple[Operator, ...]:
+        return tuple(replace(op, weight_bytes=op.weight_bytes * stored) for op in operators)
+
+    return replace(
+        parts,
+        before=smaller(parts.before, dense),
+        after=smaller(parts.after, dense),
+        beside=smaller(parts.beside, dense),
+        experts=smaller(parts.experts, routed),
+    )

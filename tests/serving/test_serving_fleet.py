@@ -1,0 +1,179 @@
+"""Several engines: against engines that are stepped side by side, and what must hold for any trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.serving.naive_engine import NaiveEngine
+from tests.serving.test_serving_prefix import blocks_of, families
+from tests.serving.test_serving_replay import STEP_TIME, assert_conserved, limits, realistic, step_times, traces
+
+from stowplan.errors import InputError
+from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
+from stowplan.serving.fleet import Migration, replay_fleet
+from stowplan.serving.limits import Limits
+from stowplan.serving.outcome import State
+from stowplan.serving.replay import Caching, replay
+from stowplan.serving.requests import Requests
+from stowplan.serving.step_time import StepTime
+
+
+def _side_by_side(requests: Requests, step_time: StepTime, limit: Limits, *, chunked: bool, engines: int) -> list[float]:
+    """When each request finishes on engines that are stepped one by one; the least loaded takes a request."""
+    rows = zip(requests.arrival_s.tolist(), requests.prompt_tokens.tolist(), requests.output_tokens.tolist(), strict=True)
+    everyone = [(*row, 0) for row in rows]
+    fleet = [NaiveEngine([], step_time, limit, chunked=chunked) for _ in range(engines)]
+    sequences = NaiveEngine(everyone, step_time, limit, chunked=chunked).coming
+    for s in sequences:
+        for engine in fleet:
+            while engine.now < s.arrival and (engine.waiting or engine.running or engine.swapped or engine.coming):
+                engine.step()
+        load = [len(e.coming) + len(e.waiting) + len(e.running) + len(e.swapped) for e in fleet]
+        fleet[load.index(min(load))].coming.append(s)
+    for engine in fleet:
+        engine.run()
+    finished = [float("nan")] * len(everyone)
+    for s in sequences:
+        assert s.finished is not None
+        finished[s.number] = s.finished
+    return finished
+
+
+@pytest.mark.parametrize("scheduler", ["continuous", "chunked"])
+@settings(max_examples=60)
+@given(requests=traces(), step_time=step_times(), limit=limits(), engines=st.integers(1, 4))
+def test_the_least_loaded_engine_takes_a_request(
+    scheduler: str, requests: Requests, step_time: StepTime, limit: Limits, engines: int
+) -> None:
+    found = replay_fleet(requests, step_time, limit, scheduler, engines=engines)
+    assert_conserved(found)
+    expected = _side_by_side(requests, step_time, limit, chunked=scheduler == "chunked", engines=engines)
+    assert found.finished_s == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+@settings(max_examples=60)
+@given(requests=traces(), step_time=step_times(), limit=limits(), engines=st.integers(1, 4))
+def test_in_turn_every_engine_serves_its_own_share(
+    requests: Requests, step_time: StepTime, limit: Limits, engines: int
+) -> None:
+    found = replay_fleet(requests, step_time, limit, "chunked", engines=engines, router="round-robin")
+    assert_conserved(found)
+    runnable = np.flatnonzero(found.state != State.TOO_LONG)
+    for number in range(engines):
+        share = runnable[number::engines]
+        if len(share):
+            alone = replay(requests.take(share), step_time, limit, "chunked")
+            assert found.finished_s[share] == pytest.approx(alone.finished_s, abs=1e-6)
+
+
+@settings(max_examples=40)
+@given(data=st.data(), limit=limits(), engines=st.integers(2, 4), router=st.sampled_from(["prefix", "least-loaded"]))
+def test_nothing_is_lost_with_caches_and_migration(
+    data: st.DataObject, limit: Limits, engines: int, router: str
+) -> None:
+    requests = data.draw(families(limit.block_tokens * 2))
+    migration = Migration(data.draw(st.sampled_from([1e-3, 0.05, 1.0])), 1e-4, 0.01)
+    found = replay_fleet(
+        requests,
+        STEP_TIME,
+        replace(limit, patience_s=data.draw(st.none() | st.floats(0.01, 2.0))),
+        "chunked",
+        engines=engines,
+        router="prefix" if router == "prefix" else "least-loaded",
+        migration=migration,
+        caching=Caching(),
+    )
+    assert_conserved(found)
+
+
+def test_the_prefix_router_finds_the_engine_that_knows_the_prompt() -> None:
+    """Four conversations in turn: the router by prefix keeps each on one engine, the blind one scatters them."""
+    chains = [[100 * (i % 4) + j for j in range(1 + i // 4)] for i in range(40)]
+    requests = Requests.of(
+        np.arange(40) * 0.5, [64 * len(chain) + 10 for chain in chains], [8] * 40, prefix=blocks_of(chains, 64)
+    )
+    reused = {}
+    for router in ("prefix", "round-robin"):
+        found = replay_fleet(
+            requests,
+            STEP_TIME,
+            Limits(kv_blocks=4000),
+            "chunked",
+            engines=3,
+            router="prefix" if router == "prefix" else "round-robin",
+            caching=Caching(),
+        )
+        reused[router] = int(found.reused_tokens.sum())
+    assert reused["prefix"] == sum(64 * (len(chain) - 1) for chain in chains)
+    assert reused["round-robin"] < 0.8 * reused["prefix"]
+
+
+def test_migration_relieves_a_crowded_engine() -> None:
+    """In turn, one engine gets all the long answers and runs out of blocks while the other idles."""
+    count = 24
+    requests = Requests.of(np.zeros(count), [400] * count, [600 if i % 2 == 0 else 4 for i in range(count)])
+    limit = Limits(kv_blocks=400, max_running=16)
+    still, moved = (
+        replay_fleet(requests, STEP_TIME, limit, "chunked", engines=2, router="round-robin", migration=migration)
+        for migration in (None, Migration(0.5, 1e-5, 0.025))
+    )
+    assert_conserved(moved)
+    assert moved.finished_s.max() < 0.8 * still.finished_s.max()
+    assert set(moved.engine.tolist()) == {0, 1}
+
+
+@settings(max_examples=60)
+@given(
+    requests=traces(),
+    step_time=step_times(),
+    limit=limits(),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    copy=st.sampled_from([0.0, 1e-4, 0.3]),
+)
+def test_disaggregated_engines_lose_nothing(
+    requests: Requests, step_time: StepTime, limit: Limits, sizes: tuple[int, int], copy: float
+) -> None:
+    found = replay_disaggregated(
+        requests, Stage(sizes[0], step_time, limit), Stage(sizes[1], step_time, limit), Handover(copy)
+    )
+    assert_conserved(found)
+    several = (requests.output_tokens > 1) & (found.state == State.FINISHED)
+    wait = found.finished_s - found.first_token_s
+    assert (wait[several] >= copy * requests.prompt_tokens[several] - 1e-9).all()
+    assert (found.engine[several] >= sizes[0]).all()
+
+
+def test_roomy_prompt_engines_answer_as_if_they_were_alone() -> None:
+    """With room for everyone, first tokens come as from an engine that only processes prompts."""
+    requests = realistic(200, 3.0)
+    limit = Limits(kv_blocks=10**5)
+    found = replay_disaggregated(requests, Stage(1, STEP_TIME, limit), Stage(1, STEP_TIME, limit), Handover(1e-6))
+    prompts = replay(replace(requests, output_tokens=np.ones(200, dtype=np.int64)), STEP_TIME, limit)
+    assert found.first_token_s == pytest.approx(prompts.finished_s, abs=1e-6)
+
+
+def test_one_sequence_waits_for_its_copy_and_then_decodes() -> None:
+    requests = Requests.of([0.0], [100], [5])
+    limit = Limits(kv_blocks=100)
+    found = replay_disaggregated(requests, Stage(1, STEP_TIME, limit), Stage(1, STEP_TIME, limit), Handover(1e-3, 0.5))
+    prompt = STEP_TIME.seconds(0, 0, [(100, 0)])
+    steps = sum(STEP_TIME.seconds(1, 100 + i) for i in range(4))
+    assert found.first_token_s[0] == pytest.approx(prompt)
+    assert found.finished_s[0] == pytest.approx(prompt + 0.5 + 0.1 + steps)
+
+
+def test_what_a_fleet_cannot_do_is_refused() -> None:
+    requests, limit = realistic(3, 1.0), Limits(kv_blocks=100)
+    with pytest.raises(InputError, match="engines: 0"):
+        replay_fleet(requests, STEP_TIME, limit, "chunked", engines=0)
+    with pytest.raises(InputError, match="static"):
+        replay_fleet(requests, STEP_TIME, limit, "static", engines=2)
+    with pytest.raises(InputError, match="prompt engines: 0"):
+        replay_disaggregated(requests, Stage(0, STEP_TIME, limit), Stage(1, STEP_TIME, limit), Handover(0.0))
+    with pytest.raises(InputError, match="time-outs"):
+        patient = replace(limit, patience_s=1.0)
+        replay_disaggregated(requests, Stage(1, STEP_TIME, patient), Stage(1, STEP_TIME, limit), Handover(0.0))
