@@ -91,13 +91,16 @@ def errors(compared: Sequence[Compared]) -> tuple[float, float, float]:
     return statistics.median(sizes), sizes[min(len(sizes) - 1, math.ceil(0.9 * len(sizes)) - 1)], sizes[-1]
 
 
-def fit_engine(engine: str, figures: Figures, rows: Sequence[Row], predict: Predict, where: str) -> EngineFit:
+def fit_engine(
+    engine: str, figures: Figures, rows: Sequence[Row], predict: Predict, where: str, *, check: bool = True
+) -> EngineFit:
     """Constants of `engine` that bring the predictions closest to the measured rows.
 
     Args:
         engine: whose constants may move; figures: all figures, the engine's constants among them.
         rows: what was measured; predict: seconds of a row under given figures.
         where: provenance of the constants: which log, when, which build.
+        check: whether to measure the fit on files left out of it, which takes a fit for every file.
 
     Raises:
         InputError: too few rows, or rows that no constant of the engine moves.
@@ -109,7 +112,7 @@ def fit_engine(engine: str, figures: Figures, rows: Sequence[Row], predict: Pred
     if not names:
         raise InputError(f"no constant of {engine} moves these predictions; were they run on this machine?")
     fitted, sds, rejected = _fit(begin, names, list(range(len(rows))), rows, predict)
-    held_out = _left_out(begin, names, rows, predict)
+    held_out = _left_out(begin, names, rows, predict) if check else []
     spread = {phase: _spread(held_out or _compare(rows, fitted, predict), phase) for phase in ("decode", "prefill")}
     constants = {
         name: Number(fitted.value(name), SourceKind.FITTED, where, max(_LEAST_SD, round(sds[name], 4)))

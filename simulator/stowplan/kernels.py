@@ -13,8 +13,9 @@ from functools import cache
 from math import gcd
 
 from stowplan.figures import Figures
+from stowplan.machines.machine import Machine
 from stowplan.models import formats, load_format
-from stowplan.models.model import Model
+from stowplan.models.model import LatentAttention, Model
 from stowplan.ops import EXPERT_PARTS, Kind, Operator
 from stowplan.work import Work
 
@@ -283,20 +284,36 @@ def _first(figures: Figures, prefix: str, names: tuple[str, ...]) -> float | Non
     return next((figures.value(prefix + name) for name in names if prefix + name in figures), None)
 
 
-def idle_rates(figures: Figures, engine: str, isa: tuple[str, ...], model: Model) -> frozenset[str]:
-    """Rates of an engine's CPU kernels that no format of a model uses on cores with the instruction sets `isa`."""
+def idle_constants(figures: Figures, engine: str, machine: Machine, model: Model) -> frozenset[str]:
+    """Constants of an engine that move nothing for a model on a machine: rates of other formats and other devices."""
     constant = f"{engine}.cpu."
-    keys = {
-        tensor.format for tensors in (model.globals, *(layer.tensors for layer in model.layers)) for tensor in tensors
-    }
+    tensors = [*model.globals, *(tensor for layer in model.layers for tensor in layer.tensors)]
     scaled = kernels_of_scaled(model.quant)
-    chosen = [kernel_names(key) for key in keys] + ([kernel_names(scaled)] if scaled else [])
-    units = vector_units(isa, figures.get_value("host.lanes") or 0.0)
+    chosen = [kernel_names(key) for key in {tensor.format for tensor in tensors} | ({scaled} if scaled else set())]
+    units = vector_units(machine.cpu.isa, machine.cpu.flops_per_cycle.value)
     wanted = {"gemv": chosen, "gemm": chosen, "isa": [units], "isa_gemm": [units]}
     used = {
         next((f"{constant}{table}.{name}" for name in names if f"{constant}{table}.{name}" in figures), "")
         for table, lists in wanted.items()
         for names in lists
     }
-    prefixes = tuple(f"{constant}{table}." for table in wanted)
-    return frozenset(name for name in figures if name.startswith(prefixes) and name not in used)
+    vendors = {gpu.vendor for gpu in machine.gpus}
+    absent = [
+        f"{engine}.{name}"
+        for names, matters in (
+            (("pipelining", "launch_queue"), len(machine.gpus) > 1),
+            (("cpu.sockets", "cpu.remote"), machine.sockets > 1),
+            (("expert_popularity", "gpu.gemm_routed", "gpu.expert_gap"), any(layer.experts for layer in model.layers)),
+            (
+                ("gpu.attention_latent_unfused",),
+                any(isinstance(layer.mixer, LatentAttention) for layer in model.layers),
+            ),
+            (("gpu.gemm_iqk",), any(not {"iqk", "trellis"}.isdisjoint(names) for names in chosen)),
+        )
+        if not matters
+        for name in names
+    ]
+    others = tuple(f"{engine}.gpu.{vendor}." for vendor in ("amd", "apple", "intel") if vendor not in vendors)
+    tables = tuple(f"{constant}{table}." for table in wanted)
+    unused = (name for name in figures if name.startswith(others) or (name.startswith(tables) and name not in used))
+    return frozenset([*absent, *unused])

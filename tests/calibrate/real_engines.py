@@ -1,4 +1,4 @@
-"""Engines that tests run for real: found where an environment variable says, built once into a cache folder if asked to.
+"""Engines that tests run for real: found where a variable of the environment says, or built once into a cache folder.
 
 Nothing is downloaded unless ``STOWPLAN_TEST_NETWORK=1`` allows it. The cache folder is ``STOWPLAN_TEST_CACHE``, by
 default ``~/.cache/stowplan-tests``.

@@ -61,7 +61,9 @@ def report(runs: Sequence[BenchRun], profile: str) -> list[Compared]:
     for run in merged_runs([run for run in runs if not in_fit(run)]):
         case = BenchCase.read(run, profile)
         compared.append(Compared(case.row, case.seconds(Figures({**case.setup.figures, **fitted.fit.constants}))))
-        print(f"{run.label:42s} {run.figure:8.3f} s, predicted {compared[-1].predicted:8.3f} ({compared[-1].error:+.1%})")
+        print(
+            f"{run.label:42s} {run.figure:8.3f} s, predicted {compared[-1].predicted:8.3f} ({compared[-1].error:+.1%})"
+        )
     median, p90, worst = errors(compared)
     print(f"{len(compared)} rows: median {median:.1%}, p90 {p90:.1%}, worst {worst:.1%}; {noise_floor(runs):.1%} noise")
     return compared
@@ -97,10 +99,10 @@ def test_every_recorded_row_is_understood(tmp_path: Path) -> None:
 def test_predictions_say_which_numbers_were_measured() -> None:
     from stowplan.machines import load_machine
     from stowplan.models import load_model
+    from stowplan.plan import Workload
     from stowplan.planner.llama_cpp import plan_llama_cpp
     from stowplan.planner.predict import make_setup
     from stowplan.planner.result import Request
-    from stowplan.plan import Workload
     from stowplan.systems.llama_cpp import LlamaCpp
 
     machine = load_machine(str(RECORDED / "profile-epyc.toml"))

@@ -172,3 +172,41 @@ def test_the_gallery_says_what_it_said(name: str) -> None:
         assert skeleton(line) in now, f"gone: {line}"
         assert numbers(now[skeleton(line)]) == pytest.approx(numbers(line), rel=0.2, abs=1.0), line
     assert all(len(line) <= WIDTH for line in now.values())
+
+
+def test_routing_of_a_mixture_is_told(tmp_path: Path) -> None:
+    code, out, err = run("routing", "--model", "mixtral-8x7b")
+    assert (code, err) == (0, "")
+    assert "2 of 8 experts" in out and "fitted" in out
+    assert re.search(r"^\s+6(\s+\d+%){5}$", out, re.MULTILINE)
+    path = tmp_path / "routing.jsonl"
+    path.write_text('{"layer": 2, "experts": [0, 3]}\n' * 40, encoding="utf-8")
+    code, out, err = run("routing", "--trace", str(path), "--experts", "4")
+    assert (code, err) == (0, "") and "layer 2" in out and "100%" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "give --model"),
+        (["--model", "llama-3.1-8b"], "no routed experts"),
+        (["--trace", "nothing.jsonl"], "give --experts"),
+        (["--trace", "nothing.jsonl", "--experts", "4"], "cannot be read"),
+    ],
+)
+def test_routing_says_what_is_missing(words: list[str], told: str) -> None:
+    code, _, err = run("routing", *words)
+    assert code == 2 and told in err
+
+
+def test_a_published_systems_plan_is_kept_and_predicted_again(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    code, out, err = run(
+        "plan", "deepseek-v2-lite", "--quant", "q4_k_m", "--on", "rtx-3060-laptop-16", "--system", "hybrimoe",
+        "--prompt", "64", "-o", str(plan),
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    again, told, err = run("predict", str(plan))
+    assert (again, err) == (0, "")
+    rate = re.search(r"decode +([\d.]+) tok/s", out)
+    assert rate is not None and rate[0] in told

@@ -35,7 +35,7 @@ def refused(*words: str) -> str:
 
 def test_the_answer_fits_the_screen_and_starts_with_what_limits(tmp_path: Path) -> None:
     page = tmp_path / "answer.html"
-    done = run("qwen3-30b-a3b", "--quant", "q8_0", "--on", "rtx-3060-desktop-32", "--html", str(page))
+    done = run(*SMALL, "--set", "gpu.memory=4GiB", "--html", str(page))
     assert done.exit_code == 0, done.output
     assert "Decode is limited by" in done.output
     assert "what would help" in done.output
@@ -128,10 +128,10 @@ def test_the_gallery_holds_worked_questions(tmp_path: Path) -> None:
     assert len(listed) >= 8
     assert len({question.name for question in listed}) == len(listed)
     assert sum(question.source is not None for question in listed) >= 3
-    gallery(["-o", str(tmp_path / "shown"), "batch-and-latency"])
+    gallery(["-o", str(tmp_path / "shown"), "more-ram-for-a-3090"])
     text = (tmp_path / "shown" / "index.html").read_text(encoding="utf-8")
-    assert "How many requests at a time?" in text and "6 variants" in text
-    assert (tmp_path / "shown" / "batch-and-latency.html").stat().st_size > 100_000
+    assert "will more RAM help?" in text and "4 variants" in text
+    assert (tmp_path / "shown" / "more-ram-for-a-3090.html").stat().st_size > 100_000
     with pytest.raises(InputError, match="lanes-for-two-gpus"):
         gallery(["-o", str(tmp_path), "no-such"])
 

@@ -229,26 +229,26 @@ def torch_environment() -> Path:
 
 _VLLM = ("vllm==0.33.0",)
 _VLLM_NEEDS = (
-    "regex cachetools psutil sentencepiece requests tqdm blake3 py-cpuinfo huggingface_hub tokenizers protobuf fastapi "
-    "starlette aiohttp openai pydantic orjson prometheus_client pillow prometheus-fastapi-instrumentator tiktoken "
-    "lm-format-enforcer==0.11.3 llguidance outlines_core==0.2.14 lark==1.2.2 xgrammar==0.2.8 typing_extensions filelock "
-    "partial-json-parser jsonschema pyzmq msgspec mistral_common opencv-python-headless pyyaml einops "
-    "compressed-tensors==0.17.0 depyf==0.20.0 cloudpickle watchfiles python-json-logger ninja pybase64 cbor2 ijson "
-    "setproctitle oss-harmony anthropic model-hosting-container-standards mcp opentelemetry-sdk opentelemetry-api uvloop "
-    "numba==0.65.0 uvicorn"
+    "regex cachetools psutil sentencepiece requests tqdm blake3 py-cpuinfo huggingface_hub tokenizers protobuf "
+    "fastapi starlette aiohttp openai pydantic orjson prometheus_client pillow prometheus-fastapi-instrumentator "
+    "tiktoken lm-format-enforcer==0.11.3 llguidance outlines_core==0.2.14 lark==1.2.2 xgrammar==0.2.8 "
+    "typing_extensions filelock partial-json-parser jsonschema pyzmq msgspec mistral_common "
+    "opencv-python-headless pyyaml einops compressed-tensors==0.17.0 depyf==0.20.0 cloudpickle watchfiles "
+    "python-json-logger ninja pybase64 cbor2 ijson setproctitle oss-harmony anthropic "
+    "model-hosting-container-standards mcp opentelemetry-sdk opentelemetry-api uvloop numba==0.65.0 uvicorn"
 )
 _SGLANG = ("sglang==0.5.23",)
 _SGLANG_NEEDS = (
-    "aiohttp anthropic blobfile==3.0.0 compressed-tensors distro einops fastapi gguf interegular IPython llguidance "
-    "mistral_common msgspec ninja numba openai openai-harmony orjson outlines==0.1.11 packaging partial_json_parser pillow "
-    "prometheus-client psutil pybase64 pydantic python-dateutil python-multipart pyzmq regex requests scipy sentencepiece "
-    "setproctitle tiktoken tokenizers tqdm uvicorn uvloop watchfiles xgrammar==0.2.7 xxhash zstandard nvidia-ml-py easydict "
-    "datasets"
+    "aiohttp anthropic blobfile==3.0.0 compressed-tensors distro einops fastapi gguf interegular IPython "
+    "llguidance mistral_common msgspec ninja numba openai openai-harmony orjson outlines==0.1.11 packaging "
+    "partial_json_parser pillow prometheus-client psutil pybase64 pydantic python-dateutil python-multipart pyzmq "
+    "regex requests scipy sentencepiece setproctitle tiktoken tokenizers tqdm uvicorn uvloop watchfiles "
+    "xgrammar==0.2.7 xxhash zstandard nvidia-ml-py easydict datasets"
 )
 _LMCACHE = ("lmcache==0.5.6",)
 _LMCACHE_NEEDS = (
-    "pyyaml requests numba aiofile aiofiles aiohttp msgspec psutil py-cpuinfo pyzmq sortedcontainers prometheus_client "
-    "cachetools httpx blake3 opentelemetry-api opentelemetry-sdk fastapi"
+    "pyyaml requests numba aiofile aiofiles aiohttp msgspec psutil py-cpuinfo pyzmq sortedcontainers "
+    "prometheus_client cachetools httpx blake3 opentelemetry-api opentelemetry-sdk fastapi"
 )
 _FLEXGEN = ("flexgen==0.1.8",)
 _DEEPSPEED = ("deepspeed==0.19.8",)
@@ -298,7 +298,7 @@ def talk(python: Path, script: str, words: Sequence[str], **environment: str) ->
 
     Fails when the host does.
     """
-    program = [str(python), str(Path(__file__).with_name(script)), *words]
+    program = [str(python), str(Path(__file__).parent / script), *words]
     given = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", **environment}
     done = subprocess.run(program, capture_output=True, text=True, timeout=900, check=False, env=given)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,7 +1,7 @@
 """transformers and Accelerate: make a small checkpoint, or load one with a device map and generate.
 
-``make KIND FOLDER`` writes a checkpoint of random weights. ``run FOLDER MAP.json`` loads it with the map (a GPU's number
-is played by the CPU) and once without, and prints where every parameter is and both runs' tokens as a line of JSON.
+``make KIND FOLDER`` writes a checkpoint of random weights. ``run FOLDER MAP.json`` loads it with the map, in which the
+CPU plays the GPU, and once without; prints where every parameter is and both runs' tokens as a line of JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def make(kind: str, folder: str) -> None:
     AutoModelForCausalLM.from_config(config(kind), dtype=torch.bfloat16).save_pretrained(folder)
 
 
-def tokens(model: Any) -> list[int]:
+def tokens(model: Any) -> Any:
     """What the model says, greedily."""
     prompt = torch.tensor(_PROMPT)
     mask = torch.ones_like(prompt)

@@ -34,12 +34,13 @@ def homes(model: str, gpu: int, cpu: int) -> dict[str, list[tuple[str, int]]]:
     config = get_opt_config(model)
     policy = flex_opt.Policy(1, 1, gpu, cpu, 100, 0, 100, 0, True, True, True, False, 1.0, False, None, False, None)
     found: dict[str, list[tuple[str, int]]] = {}
-    for kind, make in (
+    kinds: tuple[tuple[str, Any], ...] = (
         ("input", lambda env: flex_opt.InputEmbed(config, env, policy)),
         ("attention", lambda env: flex_opt.SelfAttention(config, env, policy, 0)),
         ("mlp", lambda env: flex_opt.MLP(config, env, policy, 0)),
         ("output", lambda env: flex_opt.OutputEmbed(config, env, policy)),
-    ):
+    )
+    for kind, make in kinds:
         log: list[tuple[str, int]] = []
         env = SimpleNamespace(gpu=Noted("gpu0", log), cpu=Noted("ram", log), disk=Noted("disk", log), mixed=None)
         layer = make(env)

@@ -20,9 +20,9 @@ import torch
 
 os.environ.setdefault("SGLANG_RUN_ID", "test")
 
-from sglang.srt.server_args import ServerArgs  # noqa: E402
-from sglang.srt.utils import offloader as offloading  # noqa: E402
-from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger  # noqa: E402
+from sglang.srt.server_args import ServerArgs
+from sglang.srt.utils import offloader as offloading
+from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
 
 FIELDS = (
     "model_path",
@@ -50,13 +50,13 @@ FIELDS = (
 )
 
 
-class Pretended(torch.nn.Parameter):
+class Pretended(torch.nn.Parameter):  # type: ignore[misc]
     """A parameter that says it is on a GPU, and remembers that its data were replaced."""
 
     moved = False
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
+    def device(self) -> torch.device:
         return torch.device("cuda", 0)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -121,11 +121,11 @@ def run(file: str, layers: str) -> None:
     if groups:
         for index, module in enumerate(modules):
             experts = getattr(module.mlp, "experts", None)
-            names = next((names for each, names in wrapped if each is experts), [])
+            names: list[str] = next((names for each, names in wrapped if each is experts), [])
             chosen += [(index, f"mlp.experts.{name}") for name in names]
     else:
         for index, module in enumerate(modules):
-            chosen += [(index, name) for name, value in module.named_parameters() if value.moved]  # type: ignore[attr-defined]
+            chosen += [(index, name) for name, value in module.named_parameters() if value.moved]
     read = {name: getattr(args, name) for name in FIELDS}
     print(json.dumps({"read": read, "offloader": type(offloader).__name__, "chosen": chosen}))
 

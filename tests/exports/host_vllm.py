@@ -1,8 +1,9 @@
 """vLLM's own parser and offloaders, run on parameters that are numbers of bytes only.
 
-``python host_vllm.py CONFIG.yaml LAYERS.json [CONFIG.yaml LAYERS.json ...]``: each file goes through the parser of ``vllm serve --config``; its offloader
-chooses among modules made of ``LAYERS.json`` (for each layer, pairs of a parameter's name and its 16-bit elements).
-Prints what it read and what it chose, a line of JSON for each file. CUDA's streams and events are stubs: nothing is copied anywhere.
+``python host_vllm.py CONFIG.yaml LAYERS.json [CONFIG.yaml LAYERS.json ...]``: each file goes through the parser of
+``vllm serve --config``; its offloader chooses among modules made of ``LAYERS.json`` (for each layer, pairs of a
+parameter's name and its 16-bit elements). Prints what it read and what it chose, a line of JSON for each file. CUDA's
+streams and events are stubs: nothing is copied anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-import vllm.platforms as platforms
+from vllm import platforms
 from vllm.platforms.cpu import CpuPlatform
 
 platforms._current_platform = CpuPlatform()
@@ -28,13 +29,13 @@ from vllm.model_executor.offloader.base import create_offloader  # noqa: E402
 from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 
 
-class Pretended(torch.nn.Parameter):
+class Pretended(torch.nn.Parameter):  # type: ignore[misc]
     """A parameter that says it is on a GPU, and remembers that its data were replaced."""
 
     moved = False
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
+    def device(self) -> torch.device:
         return torch.device("cuda", 0)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -86,7 +87,7 @@ def run(file: str, layers: str) -> None:
             chosen += [(index, name) for name in each._param_offloaders]
     else:
         for index, module in enumerate(modules):
-            chosen += [(index, name) for name, value in module.named_parameters() if value.moved]  # type: ignore[attr-defined]
+            chosen += [(index, name) for name, value in module.named_parameters() if value.moved]
     read = {
         name: getattr(args, name)
         for name in (

@@ -218,13 +218,14 @@ sglang_flags = st.builds(
 @given(sglang_flags, st.sampled_from(["", "budget", "groups", "paged", "cache"]), st.integers(1, 26))
 def test_settings_of_sglang(flags: SglangFlags, kind: str, amount: int) -> None:
     setup = setup_of(SPEC, "deepseek-v2-lite", "bf16")
-    update: dict[str, Any] = {
+    updates: dict[str, dict[str, Any]] = {
         "": {},
         "budget": {"cpu_offload_gb": amount},
         "groups": {"offload_group_size": amount, "offload_num_in_group": 1 + amount // 2 if amount > 1 else 1},
         "paged": {"enable_paged_experts": True, "paged_experts_num_resident": 6 + amount},
         "cache": {"enable_hierarchical_cache": True, "hicache_size": amount, "hicache_write_policy": "write_back"},
-    }[kind]
+    }
+    update = updates[kind]
     stated = SglangFlags.model_validate(flags.model_dump() | update).stated()
     check(
         load_exporter("sglang"), setup, on_the_gpu(setup, "deepseek-v2-lite", "bf16", system="sglang", settings=stated)

@@ -1,4 +1,4 @@
-"""vLLM and SGLang themselves: their parsers take the exported files, their offloaders choose what we say they choose."""
+"""vLLM and SGLang themselves: their parsers take the exported files, their offloaders choose what we say they do."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def test_vllm_reads_and_chooses_what_we_say(tmp_path: Path) -> None:
         nearest = exporter.nearest(setup, plan_of(setup, count))
         cases.append((setup, VllmFlags.model_validate(nearest.settings)))
     setup = setup_of("qwen3-30b-a3b")
-    for update in (
+    updates: list[dict[str, Any]] = [
         {"offload_group_size": 6, "offload_num_in_group": 2, "offload_prefetch_step": 3},
         {"offload_group_size": 4, "offload_num_in_group": 1, "offload_params": EXPERTS},
         {"cpu_offload_gib": 3.7, "tensor_parallel": 2, "cache": "fp8", "kv_offload_gib": 8.0, "prefix_caching": False},
         {"cpu_offload_gib": 0.3, "cpu_offload_params": ("gate_up_proj", "o_proj")},
         {"cpu_offload_gib": 12.0, "kv_offload_gib": 4.0, "kv_disk": "/nvme/a b", "max_num_seqs": 77},
         {"max_model_len": 12345, "gpu_memory_utilization": 0.5, "block_tokens": 32},
-    ):
-        cases.append((setup, VllmFlags.model_validate(update)))
+    ]
+    cases += [(setup, VllmFlags.model_validate(update)) for update in updates]
     words = []
     for number, (each, flags) in enumerate(cases):
         plan = plan_of(each, 0).model_copy(update={"system": "vllm", "settings": flags.stated()})
@@ -120,15 +120,15 @@ def test_sglang_reads_and_chooses_what_we_say(tmp_path: Path) -> None:
         nearest = exporter.nearest(setup, plan_of(setup, count))
         cases.append((setup, SglangFlags.model_validate(nearest.settings)))
     setup = setup_of("deepseek-v2-lite")
-    for update in (
+    updates: list[dict[str, Any]] = [
         {"offload_group_size": 6, "offload_num_in_group": 2, "offload_prefetch_step": 3},
         {"offload_group_size": 3, "offload_mode": "meta"},
         {"cpu_offload_gb": 3, "kv_cache_dtype": "fp8_e5m2", "mem_fraction_static": 0.85},
         {"enable_paged_experts": True, "paged_experts_num_resident": 24},
         {"enable_hierarchical_cache": True, "hicache_size": 30, "hicache_write_policy": "write_back"},
         {"context_length": 4321, "max_running_requests": 5, "max_total_tokens": 9999, "chunked_prefill_size": 2048},
-    ):
-        cases.append((setup, SglangFlags.model_validate(update)))
+    ]
+    cases += [(setup, SglangFlags.model_validate(update)) for update in updates]
     words = []
     for number, (each, flags) in enumerate(cases):
         plan = plan_of(each, 0).model_copy(update={"system": "sglang", "settings": flags.stated()})

@@ -29,7 +29,7 @@ def evaluated(system: LlamaCpp, case: Case) -> Evaluation | str:
         return str(error)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(st.lists(llama_cpp_cases(), min_size=2, max_size=4), st.randoms(use_true_random=False))
 def test_evaluations_are_the_same_to_the_last_bit(cases: list[Case], order: random.Random) -> None:
     benched = BenchedLlamaCpp(Bench())
@@ -40,7 +40,7 @@ def test_evaluations_are_the_same_to_the_last_bit(cases: list[Case], order: rand
         assert evaluated(benched, case) == expected
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=3)
 @given(llama_cpp_cases(models=["llama-3.1-8b"], most_gpus=2))
 def test_intervals_are_the_same(case: Case) -> None:
     assume(isinstance(evaluated(LlamaCpp(), case), Evaluation))
@@ -62,7 +62,7 @@ def told(planned: Planned) -> tuple[Plan, float, dict[str, object]]:
     return planned.plan, planned.cost, prediction
 
 
-@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("order", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_plans_do_not_depend_on_what_was_planned_before(order: int) -> None:
     asked = [
         (("gpu.memory=8GiB",), Workload(prompt=2048, generate=64)),

@@ -30,13 +30,16 @@ def stepped(requests: Requests, limits: Limits) -> tuple[list[float], list[float
         column.tolist() for column in (requests.arrival_s, requests.prompt_tokens, requests.output_tokens)
     )
     first, last = [0.0] * len(arrival), [0.0] * len(arrival)
-    waiting, begun, decoding = list(range(len(arrival))), [], []
+    waiting = list(range(len(arrival)))
+    begun: list[tuple[int, int]] = []
+    decoding: list[tuple[int, int, int]] = []
     now, before = 0.0, -1.0
     while waiting or begun or decoding:
         if not (begun or decoding):
             now = before = max(now, arrival[waiting[0]])
         seen, before = before, now
-        budget, chunks = limits.max_batched_tokens - len(decoding), []
+        budget = limits.max_batched_tokens - len(decoding)
+        chunks: list[tuple[int, int, int, bool]] = []
         while budget > 0 and len(decoding) + len(begun) <= limits.max_running:
             if begun:
                 request, done = begun[0]

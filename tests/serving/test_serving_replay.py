@@ -252,9 +252,9 @@ def test_equals_the_oracle_in_a_preemption_storm(scheduler: str, preemption: str
 
 @pytest.mark.parametrize("scheduler", list_schedulers())
 def test_conserves_on_a_long_trace_and_repeats_to_the_bit(scheduler: str) -> None:
-    requests = realistic(3000, 8.0)
+    requests = realistic(1500, 8.0)
     requests = Requests.of(
-        requests.arrival_s, requests.prompt_tokens, requests.output_tokens, priority=np.arange(3000) % 3
+        requests.arrival_s, requests.prompt_tokens, requests.output_tokens, priority=np.arange(1500) % 3
     )
     limit = Limits(kv_blocks=1200, max_batched_tokens=2048)
     found, again = (replay(requests, STEP_TIME, limit, scheduler) for _ in range(2))

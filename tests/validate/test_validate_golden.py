@@ -49,10 +49,15 @@ SLACK: Mapping[str, Slack] = {
 
 
 def summary_of(rows: Sequence[Row], refused: int, group_of: Callable[[Row], str]) -> Summary:
-    """Errors by part and group, and over all groups; every number is better when it is smaller."""
+    """Errors by part and group, and over all groups; every number is better when it is smaller.
+
+    A group of a part that the rows do not have is left out.
+    """
     found: Summary = {"all cases": {"refused": float(refused)}}
     for part in ("held-out", "fit"):
         mine = [row for row in rows if row.part == part]
+        if not mine:
+            continue
         groups: dict[str, list[Row]] = {"everything": mine}
         for row in sorted(mine, key=group_of):
             groups.setdefault(group_of(row), []).append(row)
@@ -115,7 +120,9 @@ def whole() -> Validation:
 
 @pytest.mark.slow
 def test_everything_is_as_accurate_as_it_was() -> None:
-    compare("whole.json", summary_of(whole().rows, len(whole().refused), lambda row: row.family))
+    """On hardware that no constant was set on: that is what is promised."""
+    refused = sum(each.unit.part == "held-out" for each in whole().refused)
+    compare("whole.json", summary_of(whole().part("held-out"), refused, lambda row: row.family))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from tests.strategies import machine_of, setup_of
 
 from stowplan.figures import Figures, figures_for
-from stowplan.kernels import CpuKernels, GpuKernels, family, idle_rates, kernel_names, vector_units
+from stowplan.kernels import CpuKernels, GpuKernels, family, idle_constants, kernel_names, vector_units
 from stowplan.ops import Kind, Operator, Part
 from stowplan.plan import Workload
 from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
@@ -118,14 +118,14 @@ def test_waiting_for_memory_grows_with_bytes_and_only_where_it_is_said() -> None
 
 
 @pytest.mark.parametrize(("key", "quant"), [("qwen3-30b-a3b", "q4_k_m"), ("llama-3.1-8b", "iq4_xs")])
-def test_idle_rates_move_nothing(key: str, quant: str) -> None:
+def test_idle_constants_move_nothing(key: str, quant: str) -> None:
     setup = setup_of(ADA, (), key, quant)
     workload, settings = Workload(prompt=100, generate=10), LlamaCppSettings(op_offload=False)
     run = LlamaCppRun(setup, workload, settings)
     placement = experts_in_ram(run, len(setup.model.layers))
     plan = make_plan(setup.machine, (key, quant), workload, settings, placement)
     base = LlamaCpp().evaluate(setup, plan)
-    idle = idle_rates(setup.figures, "llama.cpp", setup.machine.cpu.isa, setup.model)
+    idle = idle_constants(setup.figures, "llama.cpp", setup.machine, setup.model)
     assert "llama.cpp.cpu.gemv.iq" in idle
     assert not any(name.endswith((".stall", ".dram_share")) for name in idle)
     for name in idle:

@@ -52,8 +52,11 @@ def left_out(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[tuple[str, str],
 
 
 def spread_by_class(residuals: Mapping[tuple[str, str], Array]) -> dict[str, float]:
-    """Robust standard deviation around zero, bias included, pooled over the GPUs left out."""
-    pooled: dict[str, list[Array]] = {}
+    """Spread by kernel class: root mean square over the GPUs left out of each one's robust deviation from zero.
+
+    Every GPU counts once, so that the two that are nearly alike and have many samples do not decide alone.
+    """
+    deviations: dict[str, list[float]] = {}
     for (kernel_class, _), values in residuals.items():
-        pooled.setdefault(kernel_class, []).append(values)
-    return {name: float(1.4826 * np.median(np.abs(np.concatenate(parts)))) for name, parts in pooled.items()}
+        deviations.setdefault(kernel_class, []).append(float(1.4826 * np.median(np.abs(values))))
+    return {name: float(np.sqrt(np.mean(np.square(each)))) for name, each in deviations.items()}

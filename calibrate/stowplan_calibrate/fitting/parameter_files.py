@@ -21,7 +21,7 @@ def gpu_text(gpu: str, where: str, seed: int, outcomes: Sequence[Outcome]) -> st
     """Contents of one GPU's file."""
     lines = [
         "# Written by python -m stowplan_calibrate.fitting.grids; times in seconds, shares of the GPU's own datasheet.",
-        "# sd is one standard error relative to the value; 'inf' says that the samples do not determine it.",
+        "# sd: standard error relative to the value; far above 1 or inf: samples do not determine it; 0: on its bound.",
         f'gpu = "{gpu}"',
         'source = "fitted"',
         f'where = "{where}"',
@@ -72,7 +72,7 @@ def unmeasured_text(spreads: Mapping[str, float], counts: Mapping[str, int]) -> 
         "[spread]",
     ]
     for name, value in sorted(spreads.items()):
-        lines.append(f"{name} = {{ value = {_text(value)}, samples = {counts[name]} }}")
+        lines.append(f"{name} = {{ value = {value:.3f}, samples = {counts[name]} }}")
     return "\n".join(lines) + "\n"
 
 

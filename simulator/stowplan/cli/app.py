@@ -22,6 +22,7 @@ from stowplan.cli import (
     planning,
     predicting,
     replaying,
+    routing,
     schemas,
     showing,
     traces,
@@ -94,11 +95,13 @@ app.command("export", help="A plan in an engine's own words: a command or a fold
 app.command("import", help="The plan that a command or a file of an engine states.")(importing.import_)
 app.command("batch", help="A file of requests into batches, for the least time in all.")(batching.batch)
 app.command("replay", help="A trace through a plan: latencies, throughput, goodput.")(replaying.replay)
+app.command("capacity", help="The highest rate, or the fewest machines, that keep an objective.")(replaying.capacity)
 app.command("validate", help="Published measurements against predictions: errors, intervals, winners.")(
     validating.validate
 )
 app.add_typer(calibrating.app, name="calibrate", help="This machine, measured: profiles that later plans rest on.")
 app.add_typer(traces.app, name="traces", help="Request traces: list, statistics, synthetic ones, downloads.")
+app.command("routing", help="How a mixture routes tokens, and what caches of experts hit.")(routing.routing)
 app.command("list", help="Names of machines, parts, models, mixes, systems.")(listing.list_names)
 app.command("show", help="Facts of one thing, each with where it was read.")(showing.show)
 app.command("schema", help="The JSON schema of a document.")(schemas.schema)

@@ -167,9 +167,9 @@ def _left_on_the_table(found: Comparison) -> Sequence[Line]:
     if best is None or found.ideal is None or found.ideal.decode_tokens_per_s <= best.decode_tokens_per_s:
         return []
     ratio = words.times(found.ideal.decode_tokens_per_s / best.decode_tokens_per_s)
+    faster = f"{ratio} as fast" if ratio.endswith("x") else f"{ratio} faster"
     text = (
-        f"{best.key} is the best exact system; an engine that composed all exact mechanisms here with kernels at the "
-        f"machine's rates would decode {ratio if ratio.endswith('x') else ratio + ' faster'}"
-        f"{' as fast' if ratio.endswith('x') else ''}"
+        f"{best.key} is the best exact system for {_AIMS[found.objective]}; an engine that composed all exact "
+        f"mechanisms here with kernels at the machine's rates would decode {faster}"
     )
     return [Line(""), *paragraph(text, "limit")]

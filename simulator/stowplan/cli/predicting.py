@@ -59,7 +59,8 @@ def predict(
     from stowplan.cli import answers, documents, inputs, outputs, tables
     from stowplan.cli.words import provenance
     from stowplan.planner.predict import predict as predicted
-    from stowplan.systems import load_system
+    from stowplan.systems import list_systems, load_system
+    from stowplan.systems.published import published_keys
 
     inputs.check_output("--html", html, [".html", ".htm"])
     inputs.check_output("--trace", trace, [".json", ".json.gz"])
@@ -71,6 +72,8 @@ def predict(
         if value is not None
     }
     given = _given(words, on, set_ or [], (model, quant), asked=asked, release=release)
+    if given.plan.system not in (*list_systems(), *published_keys()):
+        raise InputError(f"stowplan knows what {given.plan.system} places where, but does not predict its speed yet")
     system = load_system(given.plan.system)
     try:
         prediction = predicted(given.setup, given.plan, system)
@@ -117,14 +120,13 @@ def _given(
         return _from_file(Path(words[0]), on, overrides, reference, asked=asked, release=release)
     if on is None:
         raise InputError("--on MACHINE is missing: a command does not say where it runs")
+    from stowplan.exports.reading import Told, read_command
     from stowplan.machines import load_machine
     from stowplan.plan import checked_workload
-    from stowplan.planner.commands import Hints, understand
 
-    workload = checked_workload(asked)
-    hints = Hints(model=reference[0], quant=reference[1], workload=workload, release=release, strict=True)
-    understood = understand(words, load_machine(on, overrides), hints)
-    return _Given(understood.setup, understood.plan, list(understood.warnings))
+    told = Told(load_machine(on, overrides), *reference, workload=checked_workload(asked), release=release)
+    found = read_command(words, told)
+    return _Given(found.setup, found.plan, found.warnings)
 
 
 def _split(text: str) -> list[str]:

@@ -1,61 +1,61 @@
-"""`stowplan replay`: a trace through a plan, and what its users feel."""
+"""`stowplan replay` and `stowplan capacity`: a trace through a service, and how much of it the service carries."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stowplan.cli.inputs import Json, Quant, Set
-from stowplan.errors import DoesNotFit, InputError
+from stowplan.cli import serving_options as options
+from stowplan.cli.inputs import Html, Json, Quant, Set
+from stowplan.cli.served import Served, ServiceOptions, TraceOptions
+from stowplan.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stowplan.plan import Plan
     from stowplan.serving.answers import Answers, Distribution, Objective
-    from stowplan.serving.from_plan import Engine
-    from stowplan.systems.base import Setup
+    from stowplan.serving.economics import Costs
     from stowplan.traces.trace import Trace
 
 
-_TOGETHER = 8
-
-
-class SchedulerName(StrEnum):
-    """Who decides which requests run."""
-
-    CONTINUOUS = "continuous"
-    CHUNKED = "chunked"
-    STATIC = "static"
-    SHORTEST = "shortest"
-    SHORTEST_CHUNKED = "shortest-chunked"
-
-
 def replay(
-    trace: Annotated[str, typer.Argument(metavar="TRACE", help="A name of `stowplan traces list`, or a file.")],
+    trace: options.TraceName,
     *,
-    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="What serves; planned first.")] = None,
-    on: Annotated[str | None, typer.Option("--on", metavar="MACHINE", help="Where it serves.")] = None,
+    model: options.Model = None,
+    on: options.OnMachine = None,
     quant: Quant = None,
     set_: Set = None,
-    plan: Annotated[str | None, typer.Option("--plan", metavar="PLAN.json", help="Serve this plan instead.")] = None,
-    scheduler: Annotated[
-        SchedulerName, typer.Option("--scheduler", help="Who decides which requests run.")
-    ] = SchedulerName.CHUNKED,
-    max_running: Annotated[int, typer.Option("--max-running", min=1, max=4096, help="Requests at a time.")] = 128,
-    budget: Annotated[int, typer.Option("--budget", min=16, max=65536, help="Tokens of one step.")] = 2048,
-    step_overhead: Annotated[
-        str, typer.Option("--step-overhead", metavar="TIME", help="The server's own work per step.")
-    ] = "0 ms",
-    head: Annotated[int | None, typer.Option("--head", min=1, help="Only the first requests.")] = None,
-    rate: Annotated[float | None, typer.Option("--rate", help="Speed the trace up or down to requests/s.")] = None,
-    slo: Annotated[str | None, typer.Option("--slo", metavar="ttft=1s,tpot=50ms", help="Count what meets it.")] = None,
+    plan: options.PlanFile = None,
+    engine: options.EngineOption = options.EngineChoice.LLAMA_CPP,
+    head: options.Head = None,
+    between: options.Between = None,
+    rate: options.Rate = None,
+    speed: options.Speed = None,
+    resample: options.Resample = None,
+    seed: options.Seed = 0,
+    conversations: options.Conversations = False,
+    skip_bad: options.SkipBad = False,
+    scheduler: options.Scheduler = options.SchedulerName.CHUNKED,
+    max_running: options.MaxRunning = 128,
+    budget: options.Budget = 2048,
+    step_overhead: options.StepOverhead = "0 ms",
+    max_waiting: options.MaxWaiting = None,
+    timeout: options.Timeout = None,
+    prefix_cache: options.PrefixCache = False,
+    kv_tier: options.KvTier = None,
+    eviction: options.Eviction = options.EvictionChoice.LRU,
+    engines: options.Engines = 1,
+    prompt_engines: options.PromptEngines = 0,
+    handover: options.Handover = None,
+    router: options.RouterOption = options.Router.LEAST_LOADED,
+    migrate: options.Migrate = False,
+    slo: options.Slo = None,
+    rent: options.Rent = None,
+    electricity: options.Electricity = None,
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE.csv", help="Write each request.")
     ] = None,
+    html: Html = None,
     json: Json = False,
 ) -> None:
     """Replay a trace and print latencies, throughput and goodput."""
@@ -63,121 +63,229 @@ def replay(
 
     from stowplan.cli import inputs, tables
     from stowplan.cli.documents import as_json
+    from stowplan.cli.served import served_by, trace_of
+    from stowplan.plan import write_atomically
     from stowplan.serving.answers import parse_objective, summarise, write_requests_csv
-    from stowplan.serving.from_plan import Serving, engine_of
-    from stowplan.serving.replay import replay as run_replay
+    from stowplan.serving.economics import costs_of
     from stowplan.serving.requests import Requests
-    from stowplan.units import parse_quantity
 
     inputs.check_output("-o", output, [".csv"])
+    inputs.check_output("--html", html, [".html"])
     objective = parse_objective(slo) if slo is not None else None
-    overhead = parse_quantity(step_overhead, "seconds", where="--step-overhead")
-    asked = _trace(trace, head, rate)
-    requests = Requests(asked.arrival_s, asked.prompt_tokens, asked.output_tokens)
-    longest = int((asked.prompt_tokens + asked.output_tokens).max())
-    setup, chosen = _planned(model, on, quant, set_ or [], plan, asked)
-    serving = Serving(max_running, max(budget, max_running), "recompute", max(longest, 1024), overhead)
-    engine = engine_of(setup, chosen, serving)
-    done = run_replay(requests, engine.step_time, engine.limits, scheduler.value)
+    asked = trace_of(
+        TraceOptions(trace, head, between, rate, speed, resample, seed, conversations=conversations, skip_bad=skip_bad)
+    )
+    served = served_by(
+        ServiceOptions(
+            model,
+            on,
+            quant,
+            set_ or [],
+            plan,
+            engine.value,
+            scheduler.value,
+            max_running,
+            budget,
+            step_overhead,
+            max_waiting,
+            timeout,
+            prefix_cache=prefix_cache,
+            kv_tiers=kv_tier or [],
+            eviction=eviction.value,
+            engines=engines,
+            prompt_engines=prompt_engines,
+            handover=handover,
+            router=router.value,
+            migrate=migrate,
+        ),
+        asked,
+    )
+    done = served.service.replay(Requests.from_trace(asked))
     answers = summarise(done, objective)
+    costs = costs_of(done, served.setup.machine, usd_per_hour=rent, usd_per_kwh=electricity)
     if output is not None:
         write_requests_csv(done, Path(output))
+    if html is not None:
+        from stowplan.report.replay_page import replay_page
+
+        page = replay_page(asked, served.setup, served.engine, done, answers, objective)
+        write_atomically(Path(html), page.encode())
     if json:
-        tables.print_verbatim(
-            as_json(
-                {
-                    "schema_version": "stowplan.replay/1",
-                    "trace": asked.name,
-                    "origin": asked.origin,
-                    "model": setup.model.name,
-                    "quant": setup.model.quant,
-                    "machine": setup.machine.name,
-                    "scheduler": scheduler.value,
-                    "cache_tokens": engine.cache_tokens,
-                    **asdict(answers),
-                }
-            )
-        )
+        tables.print_verbatim(as_json(_document(asked, served, answers, done.scheduler) | {"costs": asdict(costs)}))
         return
-    lines = _report(setup, asked, engine, answers, scheduler.value, objective)
+    tables.print_lines(tables.Line(text) for text in _report(served, asked, answers, costs, objective, done.scheduler))
+
+
+def capacity(
+    trace: options.TraceName,
+    *,
+    slo: Annotated[str, typer.Option("--slo", metavar="ttft=1s,tpot=50ms", help="What each request is to meet.")],
+    share: Annotated[float, typer.Option("--share", help="Share of the requests that must meet it.")] = 0.99,
+    count_engines: Annotated[
+        bool, typer.Option("--count-engines", help="Find the fewest machines for the trace's own rate instead.")
+    ] = False,
+    model: options.Model = None,
+    on: options.OnMachine = None,
+    quant: Quant = None,
+    set_: Set = None,
+    plan: options.PlanFile = None,
+    engine: options.EngineOption = options.EngineChoice.LLAMA_CPP,
+    head: options.Head = None,
+    between: options.Between = None,
+    rate: options.Rate = None,
+    seed: options.Seed = 0,
+    conversations: options.Conversations = False,
+    skip_bad: options.SkipBad = False,
+    scheduler: options.Scheduler = options.SchedulerName.CHUNKED,
+    max_running: options.MaxRunning = 128,
+    budget: options.Budget = 2048,
+    step_overhead: options.StepOverhead = "0 ms",
+    timeout: options.Timeout = None,
+    prefix_cache: options.PrefixCache = False,
+    kv_tier: options.KvTier = None,
+    engines: options.Engines = 1,
+    router: options.RouterOption = options.Router.LEAST_LOADED,
+    json: Json = False,
+) -> None:
+    """Find the highest rate, or the fewest machines, at which an objective is kept."""
+    from stowplan.cli import inputs, tables
+    from stowplan.cli.documents import as_json
+    from stowplan.cli.served import served_by, trace_of
+    from stowplan.serving.answers import parse_objective
+    from stowplan.serving.capacity import fewest_engines, highest_rate
+
+    objective = parse_objective(slo)
+    if count_engines and engines != 1:
+        raise InputError("--count-engines: finds the number of machines; leave out --engines")
+    asked = trace_of(
+        TraceOptions(trace, head, between, rate, None, None, seed, conversations=conversations, skip_bad=skip_bad)
+    )
+    served = served_by(
+        ServiceOptions(
+            model,
+            on,
+            quant,
+            set_ or [],
+            plan,
+            engine.value,
+            scheduler.value,
+            max_running,
+            budget,
+            step_overhead,
+            timeout=timeout,
+            prefix_cache=prefix_cache,
+            kv_tiers=kv_tier or [],
+            engines=engines,
+            router=router.value,
+        ),
+        asked,
+    )
+    progress = inputs.Progress()
+    if count_engines:
+        found = fewest_engines(
+            served.service,
+            asked,
+            objective,
+            share=share,
+            progress=lambda count, met: progress(f"{count} machines: {met:.1%} meet the objective"),
+        )
+    else:
+        found = highest_rate(
+            served.service,
+            asked,
+            objective,
+            share=share,
+            progress=lambda at, met: progress(f"{at:.3g} requests/s: {met:.1%} meet the objective"),
+        )
+    progress.done()
+    if json:
+        body = _document(asked, served, found.answers, served.service.scheduler)
+        body |= {"schema_version": "stowplan.capacity/1", "rate": found.rate, "engines": found.engines}
+        body["tried"] = [{"rate": at, "engines": count, "attainment": met} for at, count, met in found.tried]
+        tables.print_verbatim(as_json(body))
+        return
+    machines = f"{found.engines} machine{'s' if found.engines > 1 else ''}"
+    lines = _heading(served, asked)
+    if count_engines:
+        lines.append(f"  needs      {machines} for {found.rate:.3g} requests/s")
+    else:
+        lines.append(f"  carries    {found.rate:.3g} requests/s on {machines}, bursts as in the trace")
+    lines.append(
+        f"  objective  {slo}: {found.answers.attainment or 0.0:.2%} of the requests meet it, {share:.2%} wanted"
+    )
+    lines += ["", *_latencies(found.answers), "", f"  {len(found.tried)} replays"]
     tables.print_lines(tables.Line(text) for text in lines)
 
 
-def _trace(name: str, head: int | None, rate: float | None) -> Trace:
-    """The trace asked for, cut and scaled."""
-    from pathlib import Path
-
-    from stowplan.traces.reading import load_trace, read_trace
-
-    found = read_trace(Path(name)) if Path(name).is_file() else load_trace(name)
-    if head is not None:
-        found = found.head(head)
-    return found if rate is None else found.scaled_rate(rate)
-
-
-def _planned(
-    model: str | None, on: str | None, quant: str | None, overrides: Sequence[str], plan: str | None, trace: Trace
-) -> tuple[Setup, Plan]:
-    """The plan to serve: a file's, or the best one for eight median requests with room for the longest."""
-    from pathlib import Path
-
-    import numpy as np
-
-    from stowplan.machines import load_machine
-    from stowplan.models import load_model
-    from stowplan.plan import checked_workload, read_plan
-    from stowplan.planner.predict import make_setup
-    from stowplan.systems import load_system
-
-    if plan is not None:
-        if model is not None or on is not None or quant is not None:
-            raise InputError(f"{plan} says model, mix and machine; leave out --model, --quant and --on")
-        stored = read_plan(Path(plan))
-        machine, loaded = (
-            load_machine(stored.machine, [*stored.set, *overrides]),
-            load_model(stored.model, stored.quant),
-        )
-        return make_setup(machine, loaded, load_system(stored.system), stored.settings.get("engine")), stored
-    if model is None or on is None:
-        raise InputError("name what serves: --model MODEL --on MACHINE, or --plan PLAN.json")
-    from stowplan.planner.dispatch import plan_for
-    from stowplan.planner.result import Request
-
-    setup = make_setup(load_machine(on, overrides), load_model(model, quant), load_system("llama.cpp"))
-    asked = {
-        "prompt": max(1, int(np.median(trace.prompt_tokens))),
-        "generate": max(1, int(np.median(trace.output_tokens))),
-        "context": int((trace.prompt_tokens + trace.output_tokens).max()) + 1,
+def _document(trace: Trace, served: Served, answers: Answers, scheduler: str) -> dict[str, Any]:
+    return {
+        "schema_version": "stowplan.replay/1",
+        "trace": trace.name,
+        "origin": trace.origin,
+        "model": served.setup.model.name,
+        "quant": served.setup.model.quant,
+        "machine": served.setup.machine.name,
+        "system": served.plan.system,
+        "scheduler": scheduler,
+        "cache_tokens": served.engine.cache_tokens,
+        **asdict(answers),
     }
-    for together in (_TOGETHER, 1):  # room for the longest request several times, or at least once
-        workload = checked_workload(asked | {"batch": together})
-        try:
-            return setup, plan_for("llama.cpp", Request(setup, (model, quant), workload)).plan
-        except DoesNotFit:
-            if together == 1:
-                raise
-    raise AssertionError("the loop returns or raises")
+
+
+def _heading(served: Served, trace: Trace) -> list[str]:
+    setup = served.setup
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in trace.dropped.items() if count)
+    return [
+        "",
+        f"  {setup.model.name}  {setup.model.quant.upper()}   on   {setup.machine.name}   with   {served.plan.system}",
+        f"  {trace.name}: {len(trace):,} requests, {trace.rate:.3g}/s, {trace.origin}",
+        *([f"  left out: {dropped}"] if dropped else []),
+        "",
+    ]
 
 
 def _report(
-    setup: Setup, trace: Trace, engine: Engine, answers: Answers, scheduler: str, objective: Objective | None
+    served: Served, trace: Trace, answers: Answers, costs: Costs, objective: Objective | None, scheduler: str
 ) -> list[str]:
     """The answer first, then the distributions."""
-    from stowplan.units import format_seconds
-
-    lines = [
-        "",
-        f"  {setup.model.name}  {setup.model.quant.upper()}   on   {setup.machine.name}",
-        f"  {trace.name}: {len(trace):,} requests, {trace.rate:.3g}/s, {trace.origin}",
-        "",
+    lines = _heading(served, trace)
+    lines.append(
         f"  serves     {answers.requests_per_s:.3g} requests/s   {answers.output_tokens_per_s:,.0f} output tok/s   "
-        f"{answers.prompt_tokens_per_s:,.0f} prompt tok/s",
-    ]
+        f"{answers.prompt_tokens_per_s:,.0f} prompt tok/s"
+    )
     if answers.attainment is not None and answers.goodput_per_s is not None and objective is not None:
         lines.append(
             f"  goodput    {answers.goodput_per_s:.3g} requests/s: {answers.attainment:.1%} meet the objective"
         )
-    lines += ["", f"  {'':22}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'longest':>10}"]
+    ends = ", ".join(f"{count:,} {state.replace('_', ' ')}" for state, count in answers.counts.items() if count)
+    lines += ["", *_latencies(answers), ""]
+    lines.append(f"  requests   {ends}; {answers.preempted:,} preempted")
+    if answers.timed_out_tokens:
+        lines.append(f"  dropped    {answers.timed_out_tokens:,} tokens of requests that timed out")
+    lines.append(
+        f"  engine     busy {answers.busy:.0%} of the time, {answers.mean_tokens:,.1f} tokens in a step on average"
+    )
+    room = f"room for {served.engine.cache_tokens:,} tokens" + (" each" if answers.engines > 1 else "")
+    lines.append(f"  cache      {room}, {answers.peak_cache:.0%} in use at the most")
+    if answers.hit_rate is not None:
+        places = ", ".join(f"{name} {share:.1%}" for name, share in answers.hits.items())
+        lines.append(f"  reuse      {answers.hit_rate:.1%} of prompt tokens were cached: {places}")
+    spent = [
+        f"{costs.joules_per_token:.3g} J per output token" if costs.joules_per_token is not None else "",
+        f"{costs.usd_per_million:,.3g} USD per million of them" if costs.usd_per_million is not None else "",
+    ]
+    if any(spent):
+        lines.append(f"  costs      {', '.join(text for text in spent if text)}, at most")
+    lines.append(
+        f"  scheduler  {scheduler}; step times within {served.engine.step_time.largest_error:.1%} of the engine's model"
+    )
+    return lines
+
+
+def _latencies(answers: Answers) -> list[str]:
+    from stowplan.units import format_seconds
+
+    lines = [f"  {'':22}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'longest':>10}"]
     rows: list[tuple[str, Distribution | None]] = [
         ("waiting", answers.queue),
         ("time to first token", answers.ttft),
@@ -188,11 +296,4 @@ def _report(
         if found is not None:
             values = (found.mean, *(found.percentiles[p] for p in (50, 90, 99)), found.largest)
             lines.append(f"  {title:22}" + "".join(f"{format_seconds(value):>10}" for value in values))
-    ends = ", ".join(f"{count:,} {state.replace('_', ' ')}" for state, count in answers.counts.items() if count)
-    lines += [
-        "",
-        f"  requests   {ends}; {answers.preempted:,} preempted",
-        f"  cache      room for {engine.cache_tokens:,} tokens, {answers.peak_cache:.0%} in use at the most",
-        f"  scheduler  {scheduler}; step times within {engine.step_time.largest_error:.1%} of the simulated engine",
-    ]
     return lines

@@ -20,6 +20,8 @@ from stowplan.exports.vllm_flags import GIB, UTILIZATION, VllmFlags, config, fla
 from stowplan.models.model import Model
 from stowplan.plan import Place, Plan, run_lengths
 from stowplan.systems.base import Setup
+from stowplan.systems.vllm_memory import layer_places, layer_weights
+from stowplan.systems.vllm_settings import VllmSettings
 
 CONFIG = "vllm.yaml"
 _LARGEST_GROUP = 16
@@ -77,7 +79,11 @@ class VllmExporter:
             raise InputError(
                 f"vLLM: {', '.join(asked) or 'the groups'} match no parameter of {setup.model.name}: nothing would move"
             )
-        layers: list[dict[str, Place]] = places(setup.model, flags.tensor_parallel, moved)
+        layers: list[dict[str, Place]]
+        if flags.stated().keys() <= VllmSettings.model_fields.keys():  # as the predicted system divides its last layer
+            layers = [layer_places(each, flags.tensor_parallel) for each in layer_weights(setup.model, flags)]
+        else:
+            layers = places(setup.model, flags.tensor_parallel, moved)
         workload = names.workload
         return Plan(
             system=self.key,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -147,11 +146,6 @@ def build_form(kernel_class: str, values: Mapping[str, Any]) -> Form:
         shares = sorted((float(name.removeprefix(_SHARE)), name) for name in arguments if name.startswith(_SHARE))
         arguments["shares"] = tuple((dimension, arguments.pop(name)) for dimension, name in shares)
     return form(**arguments)
-
-
-def field_names(kernel_class: str) -> frozenset[str]:
-    """Names of a form's parameters and facts."""
-    return frozenset(field.name for field in dataclasses.fields(FORMS[kernel_class]))
 
 
 def _frozen(value: Any) -> Any:

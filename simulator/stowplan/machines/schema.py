@@ -122,7 +122,7 @@ SCHEMA: Mapping[PartKind, tuple[Field, ...]] = {
         Field("unified", "flag", False, "whether its memory is the host's"),
         _number("unified_share", "ratio", "share of the host's memory that the GPU may use, when unified"),
         _text("peer_link", "key of the GPU-to-GPU link; absent for copies through the host"),
-        _text("process", "process, which decides the energy of an operation: n4, 8n, 12n, 16n, with HBM n4-hbm, n7-hbm"),
+        _text("process", "process, which decides an operation's energy: n4, 8n, 12n, 16n, with HBM n4-hbm, n7-hbm"),
         _POWER,
         _PRICE,
         _REPORTED,

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import groupby
 from typing import Generic, TypeVar
 
 from stowplan.models.model import Model
 from stowplan.ops import Step
 from stowplan.plan import MemoryUse, Plan, Workload
-from stowplan.systems.base import RAM, Setup
+from stowplan.systems.base import RAM, Evaluation, Setup
 from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings, settings_of
 from stowplan.systems.serial import LayerPlaces, Price
@@ -23,8 +25,8 @@ from stowplan.systems.serial import LayerPlaces, Price
 _PRICELESS = ("ubatch", "batch", "margin", "load_mode")
 """Settings that move no layer's price: how a prompt is cut is in the step, how weights are read is in the rates."""
 
-_MOST_FAMILIES = 384
-"""Families of prices that are kept: some 20 for each machine (its interval needs as many), about 20 MiB in all."""
+_MOST_FAMILIES = 512
+"""Families of prices that are kept: some 60 for each machine (its interval needs as many), about 40 MiB in all."""
 
 Prices = dict[tuple[int, LayerPlaces, Step], Price]
 EdgePrices = dict[tuple[tuple[str, ...], str, Step], Price]
@@ -37,13 +39,14 @@ Family = TypeVar("Family")
 class _Shelf(Generic[Family]):
     """Entries by key, the least recently used of too many thrown away."""
 
-    def __init__(self, new: Callable[[], Family]) -> None:
-        self._new, self._kept = new, OrderedDict[Hashable, Family]()
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Family] = OrderedDict()
 
-    def __getitem__(self, key: Hashable) -> Family:
+    def find(self, key: Hashable, new: Callable[[], Family]) -> Family:
+        """The entry of a key, made where there is none."""
         found = self._kept.get(key)
         if found is None:
-            found = self._kept[key] = self._new()
+            found = self._kept[key] = new()
             if len(self._kept) > _MOST_FAMILIES:
                 self._kept.popitem(last=False)
         else:
@@ -55,8 +58,9 @@ class Bench:
     """Prices and buffers of the latest requests; for one thread of one process."""
 
     def __init__(self) -> None:
-        self._prices: _Shelf[tuple[Prices, EdgePrices]] = _Shelf(lambda: ({}, {}))
-        self._outside: _Shelf[Outside] = _Shelf(dict)
+        self._prices: _Shelf[tuple[Prices, EdgePrices]] = _Shelf()
+        self._scaled: _Shelf[_BenchRun] = _Shelf()
+        self._outside: _Shelf[Outside] = _Shelf()
         self._memory: tuple[tuple[object, ...], dict[str, MemoryUse]] | None = None
         self._counted: tuple[Sequence[LayerPlaces], Model, Counter[tuple[int, LayerPlaces]]] | None = None
 
@@ -64,21 +68,18 @@ class Bench:
         """llama.cpp on a setup, with what is known of it already."""
         return _BenchRun(self, setup, workload, settings)
 
-    def prices(self, run: LlamaCppRun) -> tuple[Prices, EdgePrices]:
-        """Prices of layers, and of what is outside them, under a run's model, rates and settings."""
-        machine, figures = run.setup.machine, run.setup.figures
-        settings = run.settings.model_dump(exclude=set(_PRICELESS))
-        family = (
-            run.setup.model,
-            tuple(settings.values()),
-            run.threads,
-            machine.cpu.isa,
-            tuple((gpu.vendor, gpu.unified) for gpu in machine.gpus),
-            tuple(run.rates.items()),
-            tuple(figures),
-            tuple(number.value for number in figures.values()),
-        )
-        return self._prices[family]
+    def prices(self, family: Hashable) -> tuple[Prices, EdgePrices]:
+        """Prices of layers, and of what is outside them, of a family of runs."""
+        return self._prices.find(family, lambda: ({}, {}))
+
+    def scaled(self, run: _BenchRun, name: str, factor: float) -> _BenchRun:
+        """A run with one figure multiplied by `factor`; its kernels are built once for all runs of the family."""
+
+        def built() -> _BenchRun:
+            figures = run.setup.figures.scaled(name, factor)
+            return _BenchRun(self, replace(run.setup, figures=figures), run.workload, run.settings)
+
+        return self._scaled.find((run.family, name, factor), built).for_request_of(run)
 
     def outside(self, run: LlamaCppRun) -> Outside:
         """Bytes of each tier that are outside layers, by the output's place and whether layers spill."""
@@ -91,7 +92,7 @@ class Bench:
             machine.reserved.value,
             tuple(gpu.unified for gpu in machine.gpus),
         )
-        return self._outside[family]
+        return self._outside.find(family, dict)
 
     def memory(self, run: _BenchRun, layers: Sequence[LayerPlaces], edges: tuple[str, str]) -> dict[str, MemoryUse]:
         """Use of every tier; an interval asks for the same placement's once for each figure."""
@@ -118,10 +119,22 @@ class BenchedLlamaCpp(LlamaCpp):
     def __init__(self, bench: Bench) -> None:
         super().__init__()
         self._bench = bench
+        self._latest: tuple[Setup, Plan, _BenchRun] | None = None
+        self._next: _BenchRun | None = None
 
     def run(self, setup: Setup, plan: Plan) -> LlamaCppRun:
         """The engine under the plan's settings."""
+        if self._next is not None and self._next.setup is setup:
+            return self._next
         return self._bench.run(setup, plan.workload, settings_of(plan))
+
+    def evaluate_scaled(self, setup: Setup, plan: Plan, name: str, factor: float) -> Evaluation:
+        """As `evaluate` with one figure multiplied by `factor`."""
+        known = self._latest
+        if known is None or known[0] is not setup or known[1] is not plan:
+            known = self._latest = (setup, plan, _BenchRun(self._bench, setup, plan.workload, settings_of(plan)))
+        self._next = self._bench.scaled(known[2], name, factor)
+        return self.evaluate(self._next.setup, plan)
 
 
 class _BenchRun(LlamaCppRun):
@@ -130,7 +143,31 @@ class _BenchRun(LlamaCppRun):
     def __init__(self, bench: Bench, setup: Setup, workload: Workload, settings: LlamaCppSettings) -> None:
         super().__init__(setup, workload, settings)
         self._bench = bench
-        self._prices, self._edge_prices = bench.prices(self)
+        self.family = self._family()
+        self._shared = bench.prices(self.family)
+        self._prices, self._edge_prices = self._shared
+
+    def _family(self) -> Hashable:
+        """All that prices depend on: model, settings, what the machine is beside its capacities, figures."""
+        machine, figures = self.setup.machine, self.setup.figures
+        settings = self.settings.model_dump(exclude=set(_PRICELESS))
+        return (
+            self.setup.model,
+            tuple(settings.values()),
+            self.threads,
+            (machine.cpu.key, machine.cpu.isa, machine.cpu.memory_channels, machine.cores, machine.sockets),
+            tuple((gpu.vendor, gpu.unified) for gpu in machine.gpus),
+            tuple(self.rates.items()),
+            tuple(figures),
+            tuple(number.value for number in figures.values()),
+        )
+
+    def for_request_of(self, other: _BenchRun) -> _BenchRun:
+        """The same kernels and prices for another's machine and request."""
+        twin = copy(self)
+        twin.setup = replace(other.setup, figures=self.setup.figures)
+        twin.workload, twin.settings, twin.rules, twin.rates = other.workload, other.settings, other.rules, self.rates
+        return twin
 
     def distinct(self, layers: Sequence[LayerPlaces]) -> Counter[tuple[int, LayerPlaces]]:
         return self._bench.distinct(self, layers)
@@ -151,7 +188,7 @@ class _BenchRun(LlamaCppRun):
         self._prices, self._edge_prices = {}, {}  # with pages read from disk all prices are others, of this run only
         super().overflow(memory, layers)
         if not spills:
-            self._prices, self._edge_prices = self._bench.prices(self)
+            self._prices, self._edge_prices = self._shared
 
     def step_price(self, layers: Sequence[LayerPlaces], output: str, step: Step) -> Price:
         weighted = [

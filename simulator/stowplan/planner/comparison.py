@@ -157,8 +157,15 @@ def _compared(
         memory=evaluation.memory,
         exact=declared.quality is None,
         quality=declared.quality or "",
-        settings=differences(declared.policy, best.policy),
+        settings=_chosen(declared, best, model),
     )
+
+
+def _chosen(declared: Published, best: Variant, model: Model) -> dict[str, object]:
+    """What the plan chose; what it says of experts means nothing where there are none."""
+    routed = any(layer.experts for layer in model.layers)
+    changes = differences(declared.policy, best.policy)
+    return {path: value for path, value in changes.items() if routed or not path.startswith("experts.")}
 
 
 def _in_full(declared: Published, model: Model, workload: Workload) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from stowplan.errors import NotExpressible
 from stowplan.figures import Figures, figures_for
-from stowplan.kernels import idle_rates
+from stowplan.kernels import idle_constants
 from stowplan.machines.machine import Machine
 from stowplan.models.model import Model
 from stowplan.plan import Interval, Plan, Prediction, Rest, Solver
@@ -108,16 +109,31 @@ def predict_and_move(
 
 
 def _moves(setup: Setup, plan: Plan, system: System, base: Evaluation) -> Iterator[Move]:
-    idle = idle_rates(setup.figures, system.kernels, setup.machine.cpu.isa, setup.model)
+    idle = idle_constants(setup.figures, system.kernels, setup.machine, setup.model)
     for name in _relevant(setup.figures, system.kernels, base):
         sd = setup.figures.sd(name)
         if sd == 0.0 or name in idle:
             continue
-        worse = system.evaluate(Setup(setup.machine, setup.model, setup.figures.scaled(name, math.exp(-sd))), plan)
+        worse = _scaled(setup, plan, system, name, math.exp(-sd))
         decode = abs(math.log(worse.decode_s / base.decode_s))
         prefill = abs(math.log(worse.prefill_s / base.prefill_s)) if base.prefill_s else 0.0
         if max(decode, prefill) > _NEGLIGIBLE:
             yield Move(name, setup.figures[name].source, sd, decode, prefill)
+
+
+@runtime_checkable
+class _Scaling(Protocol):
+    """A system that evaluates a plan with one figure scaled, faster than by building everything anew."""
+
+    def evaluate_scaled(self, setup: Setup, plan: Plan, name: str, factor: float) -> Evaluation:
+        """As `stowplan.systems.base.System.evaluate` with one figure multiplied by `factor`."""
+        ...
+
+
+def _scaled(setup: Setup, plan: Plan, system: System, name: str, factor: float) -> Evaluation:
+    if isinstance(system, _Scaling):
+        return system.evaluate_scaled(setup, plan, name, factor)
+    return system.evaluate(Setup(setup.machine, setup.model, setup.figures.scaled(name, factor)), plan)
 
 
 def _relevant(figures: Figures, engine: str, base: Evaluation) -> Iterator[str]:

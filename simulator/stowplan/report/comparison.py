@@ -15,6 +15,12 @@ _WIDTH, _LEFT, _RIGHT, _ROW = 1000.0, 210.0, 150.0, 30.0
 _GIB = 2.0**30
 _FILL = {True: "#0072b2", False: "#e69f00"}
 _IDEAL = "#009e73"
+_BY = {
+    "request": "By the time of a request,",
+    "decode": "By the time of a decode step,",
+    "ttft": "By the time to the first token,",
+    "throughput": "By throughput,",
+}
 
 
 def comparison_page(found: Comparison, machine: Machine, model: Model) -> str:
@@ -31,7 +37,7 @@ def comparison_page(found: Comparison, machine: Machine, model: Model) -> str:
     sections = [
         heading,
         section("How fast", note, _bars(found)),
-        section("Side by side", "Best first, by the time of a request.", _rows(found, len(machine.gpus))),
+        section("Side by side", f"{_BY[found.objective]} best first.", _rows(found, len(machine.gpus))),
     ]
     approximate = [each for each in found.runs if not each.exact]
     if approximate:
@@ -49,7 +55,10 @@ def _said(found: Comparison) -> str:
     best = found.best_exact
     if best is None:
         return "No exact system runs this."
-    text = f"{best.title} is the fastest exact system: {words.three(best.decode_tokens_per_s)} tokens/s."
+    text = (
+        f"{_BY[found.objective]} {best.title} is the best exact system: {words.seconds(best.cost_s)}, "
+        f"{words.three(best.decode_tokens_per_s)} tokens/s."
+    )
     if found.ideal is not None:
         factor = found.ideal.decode_tokens_per_s / best.decode_tokens_per_s
         text += (
@@ -61,7 +70,8 @@ def _said(found: Comparison) -> str:
 
 def _bars(found: Comparison) -> Markup:
     """One bar per system, the ideal engine first and its reach as a line through all."""
-    rows: list[tuple[Compared, str]] = [(each, _FILL[each.exact]) for each in found.runs]
+    fastest = sorted(found.runs, key=lambda each: -each.decode_tokens_per_s)
+    rows: list[tuple[Compared, str]] = [(each, _FILL[each.exact]) for each in fastest]
     if found.ideal is not None:
         rows.insert(0, (found.ideal, _IDEAL))
     most = max((each.decode_tokens_per_s for each, _ in rows), default=1.0)

@@ -17,7 +17,7 @@ from stowplan.serving.core import Core
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import Record, Replay
 from stowplan.serving.prefix_cache import PrefixCache
-from stowplan.serving.queues import WaitingQueue
+from stowplan.serving.queues import Pool, WaitingQueue
 from stowplan.serving.replay import LONGEST_REQUEST, Caching, queue_of
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import StepTime
@@ -132,6 +132,7 @@ def replay_ahead(requests: Requests, step_time: StepTime, limits: Limits, cachin
         patience_s=inf if limits.patience_s is None else limits.patience_s,
     )
     late.core = core
+    core.impatient = isinstance(queue, Pool)
     Chunked(core).run()
     core.waiting = queue  # who gave up is in the queue's own account
     record = Record(requests, "chunked, one step ahead")

@@ -19,8 +19,11 @@ from stowplan.units import parse_quantity
 _PERCENTILES = (50, 90, 95, 99)
 _ROWS_AT_ONCE = 65536
 _COLUMNS = (
-    "arrival_s,prompt_tokens,output_tokens,state,started_s,first_token_s,finished_s,ttft_s,tpot_s,e2e_s,preemptions"
+    "arrival_s,prompt_tokens,output_tokens,state,started_s,first_token_s,finished_s,ttft_s,tpot_s,e2e_s,"
+    "preemptions,reused_tokens,made_tokens,engine"
 )
+_COUNTS = 4
+"""Columns at the end that are whole numbers."""
 Column = NDArray[np.float64]
 
 
@@ -57,6 +60,12 @@ class Answers:
         goodput_per_s: requests within the objective per second of the span; None without an objective.
         preemptions: in all; preempted: requests that were preempted at least once.
         peak_cache: largest share of the cache in use.
+        engines: engines that served.
+        busy: share of the span in which an engine ran a step, over all of them.
+        mean_tokens: tokens that a step processed on average.
+        hit_rate: share of the tokens of admitted prompts that a prefix cache had; None without one.
+        hits: share of them by place, the GPU first; empty without a cache.
+        timed_out_tokens: tokens that were generated for nobody.
     """
 
     counts: dict[str, int]
@@ -73,6 +82,12 @@ class Answers:
     preemptions: int
     preempted: int
     peak_cache: float
+    engines: int
+    busy: float
+    mean_tokens: float
+    hit_rate: float | None
+    hits: dict[str, float]
+    timed_out_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +138,7 @@ def summarise(replay: Replay, objective: Objective | None = None) -> Answers:
     requests, done = replay.requests, replay.state == State.FINISHED
     span = float(np.max(replay.finished_s[done]) - requests.arrival_s[0]) if done.any() else 0.0
     rate = 1.0 / span if span > 0.0 else 0.0
+    hits = _hits(replay)
     within = None if objective is None else int(np.count_nonzero(_meets(replay, objective)))
     return Answers(
         counts=replay.counts,
@@ -139,7 +155,37 @@ def summarise(replay: Replay, objective: Objective | None = None) -> Answers:
         preemptions=int(replay.preemptions.sum()),
         preempted=int(np.count_nonzero(replay.preemptions)),
         peak_cache=replay.peak_share,
+        engines=len(replay.engines),
+        busy=_busy_share(replay, span),
+        mean_tokens=_mean_tokens(replay),
+        hit_rate=sum(hits.values()) if hits is not None else None,
+        hits=hits or {},
+        timed_out_tokens=int(replay.made_tokens[replay.state == State.TIMED_OUT].sum()),
     )
+
+
+def _busy_share(replay: Replay, span: float) -> float:
+    return min(1.0, sum(engine.busy_s for engine in replay.engines) / (span * len(replay.engines))) if span > 0 else 0.0
+
+
+def _mean_tokens(replay: Replay) -> float:
+    """Tokens per step: decoding sequences and tokens of prompts."""
+    steps = sum(int(engine.tally.sum()) for engine in replay.engines)
+    tokens = sum(int((engine.tally * np.arange(len(engine.tally))).sum()) for engine in replay.engines)
+    return tokens / steps if steps else 0.0
+
+
+def _hits(replay: Replay) -> dict[str, float] | None:
+    """Share of the looked-up tokens that each place had, over all engines; None where there is no cache."""
+    caches = [engine.cache for engine in replay.engines if engine.cache is not None]
+    looked_up = sum(cache.looked_up_tokens for cache in caches)
+    if not caches or not looked_up:
+        return None
+    found: dict[str, float] = {}
+    for cache in caches:
+        for tier in cache.tiers:
+            found[tier.name] = found.get(tier.name, 0.0) + tier.hit_tokens / looked_up
+    return found
 
 
 def _meets(replay: Replay, objective: Objective) -> NDArray[np.bool_]:
@@ -213,6 +259,9 @@ def _write_rows(replay: Replay, file: TextIO) -> None:
         tpot_s(replay),
         e2e_s(replay),
         replay.preemptions,
+        replay.reused_tokens,
+        replay.made_tokens,
+        replay.engine,
     )
     for start in range(0, len(requests), _ROWS_AT_ONCE):
         part = [column[start : start + _ROWS_AT_ONCE].tolist() for column in columns]
@@ -220,6 +269,7 @@ def _write_rows(replay: Replay, file: TextIO) -> None:
 
 
 def _lines(part: list[list[float]], names: list[str]) -> Iterator[str]:
-    for arrival, prompt, output, state, *times, preemptions in zip(*part, strict=True):
+    for arrival, prompt, output, state, *rest in zip(*part, strict=True):
+        times, counts = rest[:-_COUNTS], rest[-_COUNTS:]
         seconds = ",".join(f"{time:.6f}" if isfinite(time) else "" for time in times)
-        yield f"{arrival:.6f},{prompt},{output},{names[int(state)]},{seconds},{preemptions}\n"
+        yield f"{arrival:.6f},{prompt},{output},{names[int(state)]},{seconds},{','.join(map(str, counts))}\n"

@@ -87,7 +87,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                         need -= found.pinned
                         if free - phase[start] - need < reserve:
                             break
-                        cache.take(head, length, found)
+                        cache.take(head, length, found, now, free)
                         tokens -= found.tokens
                         if found.tokens:
                             reused[head] = found.tokens

@@ -15,7 +15,7 @@ import numpy as np
 from stowplan.models.model import Attention, LatentAttention, Layer, Recurrence
 from stowplan.ops import Step, cached_tokens, visible_pairs
 from stowplan.serving.step_time import ChunkTerm, DecodePiece, Knots, Piece, StepTime
-from stowplan.systems.serial import LayerPlaces, SerialRun
+from stowplan.systems.serial import LayerPlaces, Price, SerialRun
 
 _TOLERANCE = 5e-4
 _EXACT = 1e-6
@@ -70,6 +70,7 @@ def compile_step_time(
         logits=((0, 0.0), *logits),
         decode=_decode_pieces(decode),
         chunk=tuple(_chunk_terms(run, layers, span)),
+        busy=_busy(lambda tokens: run.step_price(layers, output, Step(1, ((0, tokens),), 0)), [at for at, _ in body]),
     )
     errors = [
         abs(compiled.seconds(*_as_batch(step)) / (price(step) + step_overhead_s) - 1.0) for step in _held_out(span)
@@ -107,6 +108,16 @@ def _knots(value: Callable[[int], float], first: int, last: int, allowance: floa
                 intervals += [(low, middle), (middle, high)]
                 break
     return tuple((count, at(count)) for count in sorted(kept))
+
+
+def _busy(price: Callable[[int], Price], counts: Sequence[int]) -> tuple[tuple[str, Knots], ...]:
+    """Seconds for which each resource binds, at these numbers of tokens."""
+    shares = [price(count).shares for count in counts]
+    names = sorted({name for each in shares for name in each})
+    return tuple(
+        (name, tuple((count, each.get(name, 0.0)) for count, each in zip(counts, shares, strict=True)))
+        for name in names
+    )
 
 
 def _decode_pieces(knots: Knots) -> tuple[DecodePiece, ...]:

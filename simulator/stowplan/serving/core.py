@@ -151,7 +151,7 @@ class Core:
                 self.reused[request] = found.tokens
         self.reserve_blocks(blocks)
         if self.cache is not None:
-            self.cache.take(request, length, found)
+            self.cache.take(request, length, found, self.now, self.free)
 
     def _link_busy(self, tokens: int) -> list[float]:
         assert self.cache is not None

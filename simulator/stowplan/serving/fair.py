@@ -9,7 +9,7 @@ cache, and come back when it is their turn. Copies hold the engine up. Prompts a
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heappop, heappush, nsmallest
 from math import inf
 
 from stowplan.serving.continuous import Continuous
@@ -100,9 +100,9 @@ class FairQueue(WaitingQueue):
         """What requests are sorted by."""
         return self.counter[self.client[request]], request
 
-    def in_order(self) -> list[int]:
-        """Everyone who waits, best first."""
-        return sorted((request for requests in self._waiting.values() for request in requests), key=self.rank)
+    def best(self, count: int) -> list[int]:
+        """The first of those who wait."""
+        return nsmallest(count, (request for requests in self._waiting.values() for request in requests), self.rank)
 
 
 class Fair(Continuous):
@@ -169,7 +169,7 @@ class Fair(Continuous):
         running = core.decoding()
         held = {request: limits.blocks(core.cached_of(request) + 1) for request in running}
         held |= {request: limits.blocks(core.prompt[request] + core.made[request]) for request in core.swapped}
-        held |= {request: limits.blocks(core.length(request)) for request in queue.in_order()}
+        held |= {request: limits.blocks(core.length(request)) for request in queue.best(limits.max_running)}
         room, blocks = limits.max_running, limits.kv_blocks - core.reserve
         chosen: set[int] = set()
         for request in sorted(held, key=queue.rank):

@@ -30,11 +30,15 @@ class Engine:
         step_time: seconds of a step by its batch, chunks and contexts.
         limits: paged cache and admission limits.
         cache_tokens: tokens of cache over all sequences.
+        token_bytes: bytes of cache of one token over all layers; 0 where nobody asked.
+        host: use of host memory by weights and buffers; None where nobody asked.
     """
 
     step_time: StepTime
     limits: Limits
     cache_tokens: int
+    token_bytes: float = 0.0
+    host: MemoryUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,10 @@ def engine_of(setup: Setup, plan: Plan, serving: Serving) -> Engine:
         max_batched_tokens=max(serving.budget, serving.max_running),
         preemption=serving.preemption,
     )
-    return Engine(step_time, limits, tokens)
+    token_bytes = sum(
+        run.cache.token_bytes(layer) for layer in setup.model.layers if not isinstance(layer.mixer, Recurrence)
+    )
+    return Engine(step_time, limits, tokens, token_bytes, memory.get(RAM))
 
 
 def cache_tokens(

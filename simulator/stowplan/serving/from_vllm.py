@@ -29,10 +29,10 @@ from stowplan.serving.step_time import ChunkTerm, DecodePiece, StepTime
 from stowplan.systems.base import Setup
 from stowplan.systems.vllm import Vllm
 from stowplan.systems.vllm_execution import VllmRun
-from stowplan.systems.vllm_memory import memory_of
+from stowplan.systems.vllm_memory import memory_of, token_bytes
 from stowplan.systems.vllm_settings import VllmSettings, settings_of
 
-_CONTEXT_RANGES = (0.0, 512.0, 2048.0, 8192.0, 32768.0)
+_CONTEXT_RANGES = (0.0, *(float(2**power) for power in range(6, 18)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def vllm_engine(setup: Setup, settings: VllmSettings) -> VllmEngine:
         max_batched_tokens=max(settings.max_num_batched_tokens, settings.max_num_seqs),
         watermark=traits.watermark,
     )
-    engine = Engine(compile_vllm(run, context, tokens), limits, tokens)
+    engine = Engine(compile_vllm(run, context, tokens), limits, tokens, token_bytes(setup.model, settings))
     return VllmEngine(
         engine,
         traits.scheduler,
@@ -127,8 +127,8 @@ def replay_pair(requests: Requests, prompts: VllmEngine, decodes: VllmEngine, ha
     Raises:
         InputError: see `stowplan.serving.disaggregated.replay_disaggregated`.
     """
-    stages = [Stage(1, each.engine.step_time, each.engine.limits) for each in (prompts, decodes)]
-    return _seen_by_clients(replay_disaggregated(requests, *stages, handover), prompts.request_s)
+    first, second = (Stage(1, each.engine.step_time, each.engine.limits) for each in (prompts, decodes))
+    return _seen_by_clients(replay_disaggregated(requests, first, second, handover), prompts.request_s)
 
 
 def _seen_by_clients(done: Replay, request_s: float) -> Replay:

@@ -58,10 +58,12 @@ class CacheUse:
     Attributes:
         looked_up_tokens: tokens of the prompts that were admitted, those admitted again included.
         tiers: the GPU and the places below it.
+        samples: (moment, free blocks of the GPU, those of them that hold cached blocks, blocks in each tier).
     """
 
     looked_up_tokens: int
     tiers: tuple[TierUse, ...]
+    samples: tuple[tuple[float, ...], ...] = ()
 
     @property
     def hit_rate(self) -> float:
@@ -246,4 +248,4 @@ def _cache_use(cache: PrefixCache, tiers: Sequence[Tier], kv_blocks: int) -> Cac
                 traffic.busy_s,
             )
         )
-    return CacheUse(cache.looked_up, tuple(places))
+    return CacheUse(cache.looked_up, tuple(places), tuple(cache.samples))

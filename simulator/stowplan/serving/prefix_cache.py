@@ -18,6 +18,8 @@ from stowplan.serving.eviction import EvictionName, make_eviction
 from stowplan.serving.tables import StepTables
 from stowplan.serving.tiers import Hierarchy, Tier, Traffic
 
+_SAMPLES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -51,6 +53,7 @@ class PrefixCache:
         links: names of the links that loads pass.
         loose_blocks: blocks that may go.
         hits: tokens found by place, the GPU first; looked_up: tokens of all prompts that were admitted.
+        samples: (moment, free blocks, blocks that may go, blocks in each tier), now and then.
     """
 
     def __init__(
@@ -68,9 +71,18 @@ class PrefixCache:
         self._detached: set[int] = set()
         self.links = tuple(dict.fromkeys(name for tier in tiers for name in tier.read))
         self.loose_blocks = 0
-        self.peak = 0
         self.hits = [0] * (1 + len(tiers))
         self.looked_up = 0
+        self._taken, self._sample_at, self._stride = 0, 1, 1
+        self.samples: list[tuple[float, ...]] = []
+
+    def _sample(self, now: float, free: int) -> None:
+        """Note what is where; twice as seldom each time that the notes have become many."""
+        if len(self.samples) >= _SAMPLES:
+            self.samples = self.samples[1::2]
+            self._stride *= 2
+        self._sample_at = self._taken + self._stride
+        self.samples.append((now, free, *self.held))
 
     @property
     def traffic(self) -> list[Traffic]:
@@ -180,9 +192,18 @@ class PrefixCache:
         occupied = busy(tokens) if busy else (0.0,) * len(found.link_s)
         return found.latency_s + max(compute, *(s + o for s, o in zip(found.link_s, occupied, strict=True)))
 
-    def take(self, request: int, length: int, found: Found) -> None:
-        """The prompt is admitted: all of its whole blocks are its own or shared from now on."""
+    def take(self, request: int, length: int, found: Found, now: float, free: int) -> None:
+        """The prompt is admitted: all of its whole blocks are its own or shared from now on.
+
+        Args:
+            request, length: the prompt.
+            found: what `look_up` said of it.
+            now, free: moment and free blocks, which are noted every now and then.
+        """
         self.looked_up += length
+        self._taken += 1
+        if self._taken >= self._sample_at:
+            self._sample(now, free)
         loaded = 0
         for level, segment, blocks in found.loads:
             assert self._below is not None

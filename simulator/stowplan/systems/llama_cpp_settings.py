@@ -32,7 +32,7 @@ class LlamaCppSettings(BaseModel):
         used_experts: whether only the experts that a batch uses are streamed; None for the engine's default.
         mla: how ik_llama.cpp computes latent attention over a prompt: 1 absorbed into the projections as mainline
             does, 0, 2 and 3 with keys and values expanded.
-        numa: what the engine was told of several sockets: ``numactl`` when threads and memory are bound by that tool, so
+        numa: what the engine was told of several sockets: ``numactl`` when that tool binds threads and memory, so
             that they read memory of their own; None for nothing.
         margin: bytes of every GPU's memory that the plan leaves free.
     """

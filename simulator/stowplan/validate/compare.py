@@ -1,70 +1,48 @@
-"""The table of predicted against measured: ``python -m stowplan.validate.compare [FAMILY ...] [--all]``.
+"""A plain table of errors for those who fit constants: ``python -m stowplan.validate.compare [SYSTEM ...] [--all]``.
 
-Every case goes through the same door as a user's command. One line per family, kind, figure and split; with ``--all``
-one line per figure too. Nothing is tuned here: what the constants were fitted to is marked ``fit``.
+``stowplan validate`` is the same with filters, processes and pages; this shows both parts side by side, line by line.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
-from stowplan.validate.cases import load_cases
-from stowplan.validate.run import Failure, Outcome, Summary, run_case, summarise
-
-
-def collect(families: Sequence[str]) -> tuple[list[Outcome], list[Failure]]:
-    """Outcomes and failures of every case of the families, all when none is named."""
-    outcomes: list[Outcome] = []
-    failures: list[Failure] = []
-    for case in load_cases():
-        if families and case.family not in families:
-            continue
-        result = run_case(case)
-        if isinstance(result, Failure):
-            failures.append(result)
-        else:
-            outcomes += result
-    return outcomes, failures
+from stowplan.validate.parallel import run_all
+from stowplan.validate.sources import jobs
+from stowplan.validate.statistics import Errors
+from stowplan.validate.validation import Validation, summarise
 
 
-def summaries(outcomes: Iterable[Outcome]) -> list[Summary]:
-    """One summary per family, kind, figure and split."""
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        case = outcome.case
-        groups.setdefault(f"{case.family} {case.kind} {outcome.figure} {case.split}", []).append(outcome)
-    return [summarise(name, groups[name]) for name in sorted(groups)]
+def lines(found: Validation, *, every: bool) -> Iterator[str]:
+    """The table; with `every` a line for each figure before it."""
+    if every:
+        for row in sorted(found.rows, key=lambda row: (row.family, row.ratio)):
+            yield (
+                f"{row.family:32} {row.part:8} {row.id:36} predicted {row.predicted:10.2f}  measured "
+                f"{row.measured:10.2f}  ratio {row.ratio:5.2f}  {row.shares[0][0] if row.shares else ''}"
+            )
+    yield f"{'family':44} figures records  median signed  median  p90    inside 80 %"
+    for part, families in (("fit", found.fitted), ("held-out", found.held_out)):
+        yield from (_line(f"{each.name} {part}", each) for each in families)
+    for refused in found.refused:
+        yield f"{refused.unit.name}: {refused.reason}"
 
 
-def table(found: Sequence[Summary]) -> list[str]:
-    """Lines of the summary table."""
-    lines = [f"{'group':44} figures records  median signed  median  p90    inside 80 %"]
-    for each in found:
-        inside = "-" if each.within is None else f"{each.within:.0%}"
-        lines.append(
-            f"{each.name:44} {each.figures:7} {each.records:7}  {each.median_signed:+13.0%}  {each.median:6.0%}"
-            f"  {each.p90:5.0%}  {inside:>11}"
-        )
-    return lines
+def _line(name: str, found: Errors) -> str:
+    inside = "-" if found.interval_coverage is None else f"{found.interval_coverage:.0%}"
+    return (
+        f"{name:44} {found.n:7} {found.records:7}  {found.median_signed_error:+13.0%}  {found.median_abs_error:6.0%}"
+        f"  {found.p90_abs_error:5.0%}  {inside:>11}"
+    )
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the tables."""
-    families = [word for word in arguments if word != "--all"]
-    outcomes, failures = collect(families)
-    if "--all" in arguments:
-        for each in sorted(outcomes, key=lambda o: (o.case.family, o.case.kind, o.figure, o.ratio)):
-            print(
-                f"{each.case.family:12} {each.case.kind:8} {each.figure:10} {each.case.split:4} {each.case.id:36} "
-                f"predicted {each.predicted:10.2f}  measured {each.measured:10.2f}  ratio {each.ratio:5.2f}  "
-                f"{each.bottleneck}"
-            )
-        print()
-    print("\n".join(table(summaries(outcomes))))
-    print(f"\n{len(outcomes)} figures; {len(failures)} cases have no prediction:")
-    for failure in failures:
-        print(f"  {failure.case.id}: {failure.reason}")
+    systems = [word for word in arguments if word != "--all"]
+    chosen = [job for job in jobs() if not systems or job.unit.system in systems]
+    found = summarise([job.unit for job in chosen], run_all(chosen, workers=1))
+    print("\n".join(lines(found, every="--all" in arguments)))
 
 
 if __name__ == "__main__":

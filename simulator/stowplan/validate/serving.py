@@ -8,7 +8,7 @@ fitted to are marked ``fit``; the medians are over the others.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -30,12 +30,14 @@ class Compared:
     """One statistic of one run.
 
     Attributes:
-        run, part: name of the run, and whether it was fitted to.
-        measure: ``ttft`` or ``e2e``; statistic: mean, p50, p90 or p99.
-        predicted, measured: seconds.
+        run, group, part: name of the run, what it belongs to, and whether it was fitted to.
+        measure: ``ttft`` or ``e2e`` in seconds, or ``gave up`` in requests.
+        statistic: mean, p50, p90 or p99 of a latency; ``count``.
+        predicted, measured: the two values.
     """
 
     run: str
+    group: str
     part: Part
     measure: str
     statistic: str
@@ -75,45 +77,64 @@ def replay_case(case: Case, setup: Setup | None = None) -> Replay:
 
 
 def compare(case: Case, setup: Setup | None = None) -> Iterator[Compared]:
-    """Every statistic of every run of a case; of requests that were answered, where clients gave others up."""
-    done = replay_case(case, setup)
+    """Every statistic of both latencies in every run of a case; of requests that were answered, where some were not."""
+    yield from _latencies(case, replay_case(case, setup))
+
+
+def _latencies(case: Case, done: Replay) -> Iterator[Compared]:
     answered = done.state == State.FINISHED
     for run in case.runs:
-        rows = answered[run.rows]
         columns = (("ttft", ttft_s(done), run.ttft_s), ("e2e", e2e_s(done), run.e2e_s))
         for measure, column, measured in columns:
-            predicted = statistics(column[run.rows][rows])
-            for statistic in STATISTICS:
-                yield Compared(run.name, case.part, measure, statistic, predicted[statistic], measured[statistic])
+            predicted = statistics(column[run.rows][answered[run.rows]])
+            for name in STATISTICS:
+                yield Compared(run.name, case.group, case.part, measure, name, predicted[name], measured[name])
+
+
+def _given_up(case: Case, done: Replay) -> Iterator[Compared]:
+    """Requests that were not answered, in runs where clients gave some up."""
+    for run in case.runs:
+        if run.failed:
+            gone = float((done.state[run.rows] != State.FINISHED).sum())
+            yield Compared(run.name, case.group, case.part, "gave up", "count", gone, float(run.failed))
 
 
 def compare_all(names: Sequence[str] = ()) -> list[Compared]:
-    """All cases, or those whose id contains one of the names."""
-    cases = [case for case in load_cases() if not names or any(name in case.id for name in names)]
-    return [row for case in cases for row in compare(case)]
+    """Latencies and requests given up of all cases, or of those whose id contains one of the names."""
+    rows: list[Compared] = []
+    for case in load_cases():
+        if not names or any(name in case.id for name in names):
+            done = replay_case(case)
+            rows += [*_latencies(case, done), *_given_up(case, done)]
+    return rows
 
 
-def median_error(rows: Sequence[Compared], part: Part, measure: str, statistic: str) -> float:
-    """Median absolute relative error over the runs of a part; not a number without runs."""
-    errors = [abs(row.error) for row in rows if (row.part, row.measure, row.statistic) == (part, measure, statistic)]
+def median_error(rows: Iterable[Compared], measure: str, statistic: str) -> float:
+    """Median absolute relative error of one statistic over the runs; not a number without runs."""
+    errors = [abs(row.error) for row in rows if (row.measure, row.statistic) == (measure, statistic)]
     return median(errors) if errors else float("nan")
 
 
 def report(rows: Sequence[Compared]) -> Iterator[str]:
-    """Lines of the table: a run in each, then the medians."""
+    """Lines of the table: a run in each (predicted, measured, error), then the medians."""
     yield f"{'run':36} part {'':5}{'mean':>22}{'p50':>22}{'p90':>22}{'p99':>22}"
-    runs = list(dict.fromkeys((row.run, row.part) for row in rows))
     found = {(row.run, row.measure, row.statistic): row for row in rows}
-    for run, part in runs:
+    for run, part in dict.fromkeys((row.run, row.part) for row in rows):
         for measure in ("ttft", "e2e"):
             cells = [found[run, measure, statistic] for statistic in STATISTICS]
             values = "".join(f"{c.predicted:8.4g} {c.measured:7.4g} {c.error:+5.0%}" for c in cells)
             yield f"{run if measure == 'ttft' else '':36} {part:4} {measure:5}{values}"
-    for part in ("fit", "test"):
-        count = sum(1 for _, each in runs if each == part)
-        for measure in ("ttft", "e2e"):
-            medians = "".join(f"{median_error(rows, part, measure, statistic):22.1%}" for statistic in STATISTICS)
-            yield f"{f'median of {count} {part} runs':36} {part:4} {measure:5}{medians}"
+        gone = found.get((run, "gave up", "count"))
+        if gone is not None:
+            yield f"{'':36} {part:4} gave up: {gone.predicted:,.0f} requests, measured {gone.measured:,.0f}"
+    yield ""
+    groups = [*dict.fromkeys((row.part, row.group) for row in rows), ("fit", "all"), ("test", "all")]
+    for part, group in groups:
+        chosen = [row for row in rows if row.part == part and group in ("all", row.group)]
+        runs = len({row.run for row in chosen})
+        for measure in ("ttft", "e2e") if chosen else ():
+            medians = "".join(f"{median_error(chosen, measure, statistic):22.1%}" for statistic in STATISTICS)
+            yield f"{f'{group}, median of {runs} runs':36} {part:4} {measure:5}{medians}"
 
 
 if __name__ == "__main__":

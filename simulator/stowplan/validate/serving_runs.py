@@ -56,7 +56,7 @@ class Case:
     """One experiment.
 
     Attributes:
-        id, source: name, and where it was read.
+        id, source: name, and where it was read; group: cases of one engine on one kind of hardware.
         part: whether the engine's constants were fitted to it.
         model, quant, machine: references as users write them.
         settings: the engine's settings.
@@ -69,6 +69,7 @@ class Case:
 
     id: str
     source: str
+    group: str
     part: Part
     model: str
     quant: str
@@ -118,6 +119,7 @@ def _case(path: Path, data: Mapping[str, Any], entry: Mapping[str, Any]) -> Case
     return Case(
         id=entry["id"],
         source=entry.get("source", data["source"]),
+        group=entry.get("group", path.stem),
         part=entry["part"],
         model=entry["model"],
         quant=entry["quant"],

@@ -9,7 +9,7 @@ model leaves. With m = d log t / d log theta times the figure's spread (a `Move`
 
 A figure's moves have the same sign on both sides (a faster link never slows), so magnitudes suffice. A figure is the
 same where its source is, also when it was scaled in proportion. How alike the residuals of two runs are was measured on
-published runs, see `_ALIKE`.
+published runs, see `ALIKE`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FIGURES: Mapping[str, tuple[str, bool]] = {
 }
 """Phase whose time a figure is made of, and whether the figure is a rate."""
 
-_ALIKE: Mapping[str, tuple[float, float, float]] = {"decode": (0.92, 0.68, 0.5), "prefill": (0.91, 0.67, 0.25)}
+ALIKE: Mapping[str, tuple[float, float, float]] = {"decode": (0.92, 0.68, 0.5), "prefill": (0.91, 0.67, 0.25)}
 """Correlation rho of the log residuals of two runs, by what they have in common.
 
 Fitted on 968 published figures of llama.cpp and ik_llama.cpp (``stowplan.validate``), as one less half of the mean
@@ -130,7 +130,7 @@ def _alike(a: Outcome, b: Outcome, phase: str) -> float:
     sources = [{move.name: _origin(move.source) for move in each.moves} for each in (a, b)]
     rates = all(sources[1].get(name, source) == source for name, source in sources[0].items())
     level = 2 if not all(common) else 0 if rates and a.hardware == b.hardware else 1
-    decode, prefill = (_ALIKE[each][level] for each in ("decode", "prefill"))
+    decode, prefill = (ALIKE[each][level] for each in ("decode", "prefill"))
     if phase == "request":
         prompt = _share_of_prompt(a)
         return prompt * prefill + (1.0 - prompt) * decode

@@ -230,7 +230,7 @@ class Policy:
         device: ``gpu``, or ``cpu`` for a system that computes everything on the host.
         batches: GPU batches that share one pass over the weights (a block schedule); the workload's batch is divided.
         chunk: prompt tokens of a sequence in one pass; None for the whole prompt.
-        slack: share of GPU memory that a plan leaves free.
+        slack: share of GPU memory that a plan leaves free for the allocator, for one byte too many is a cliff.
         one_thread: whether one thread launches the GPU's work and does the CPU's, so that they take turns.
     """
 
@@ -241,7 +241,7 @@ class Policy:
     device: Literal["gpu", "cpu"] = "gpu"
     batches: int = 1
     chunk: int | None = None
-    slack: float = 0.0
+    slack: float = 0.02
     one_thread: bool = False
 
     def __post_init__(self) -> None:

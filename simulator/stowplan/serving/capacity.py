@@ -1,0 +1,153 @@
+"""How much a service carries: the highest rate, or the fewest engines, at which an objective is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from stowplan.errors import InputError
+from stowplan.serving.answers import Answers, Objective, summarise
+from stowplan.serving.requests import Requests
+from stowplan.serving.service import Service
+from stowplan.traces.trace import Trace
+
+_MOST_DOUBLINGS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What was found.
+
+    Attributes:
+        rate: requests per second of the trace as it was replayed.
+        engines: engines that served it.
+        answers: of that replay.
+        tried: (rate, engines, share of requests that met the objective) of every replay, in order.
+    """
+
+    rate: float
+    engines: int
+    answers: Answers
+    tried: tuple[tuple[float, int, float], ...]
+
+
+def highest_rate(
+    service: Service,
+    trace: Trace,
+    objective: Objective,
+    *,
+    share: float = 0.99,
+    tolerance: float = 0.01,
+    progress: Callable[[float, float], None] | None = None,
+) -> Capacity:
+    """The highest rate, within a tolerance, at which a share of the requests meets the objective.
+
+    The trace keeps its order and its bursts; its gaps are scaled. The share is taken to fall with the rate, which holds
+    but for the noise of single requests.
+
+    Args:
+        service: what serves.
+        trace: what is asked.
+        objective: what each request is to meet.
+        share: of all requests, those that were refused or timed out included.
+        tolerance: relative, of the rate.
+        progress: called with the rate and the share of every replay.
+
+    Raises:
+        InputError: a share or tolerance out of its range, or an objective that is missed however slowly requests come.
+    """
+    _check(share)
+    if not 1e-4 <= tolerance < 1.0:
+        raise InputError(f"tolerance: {tolerance:g}; give between 0.0001 and 1")
+    tried: list[tuple[float, int, float]] = []
+
+    def attempt(rate: float) -> Answers:
+        found = summarise(service.replay(Requests.from_trace(trace.scaled_rate(rate))), objective)
+        tried.append((rate, service.machines, found.attainment or 0.0))
+        if progress is not None:
+            progress(rate, found.attainment or 0.0)
+        return found
+
+    rate = trace.rate if trace.rate < float("inf") else 1.0
+    kept: tuple[float, Answers] | None = None
+    missed: float | None = None
+    for _ in range(_MOST_DOUBLINGS):
+        if kept is not None and missed is not None:
+            break
+        found = attempt(rate)
+        if (found.attainment or 0.0) >= share:
+            kept, rate = (rate, found), rate * 2.0
+        else:
+            missed, rate = rate, rate / 2.0
+    if kept is None:
+        raise InputError(
+            f"the objective is missed by more than {1 - share:.2%} of the requests however slowly they come; "
+            f"a looser objective or a faster engine would help"
+        )
+    while missed is not None and missed / kept[0] > 1.0 + tolerance:
+        rate = (kept[0] * missed) ** 0.5
+        found = attempt(rate)
+        if (found.attainment or 0.0) >= share:
+            kept = rate, found
+        else:
+            missed = rate
+    return Capacity(kept[0], service.machines, kept[1], tuple(tried))
+
+
+def fewest_engines(
+    service: Service,
+    trace: Trace,
+    objective: Objective,
+    *,
+    share: float = 0.99,
+    most: int = 256,
+    progress: Callable[[int, float], None] | None = None,
+) -> Capacity:
+    """The fewest engines with which a share of a trace's requests meets the objective at the trace's own rate.
+
+    Args:
+        service, trace, objective, share: as `highest_rate` takes them; the service's number of engines is left open.
+        most: engines beyond which the search ends.
+        progress: called with the engines and the share of every replay.
+
+    Raises:
+        InputError: a share out of its range, prompt engines apart, or an objective that `most` engines miss.
+    """
+    _check(share)
+    if service.prompt_engines:
+        raise InputError("engines: cannot be counted where prompts have engines of their own; search the rate instead")
+    requests = Requests.from_trace(trace)
+    tried: list[tuple[float, int, float]] = []
+
+    def attempt(engines: int) -> Answers:
+        found = summarise(replace(service, engines=engines).replay(requests), objective)
+        tried.append((trace.rate, engines, found.attainment or 0.0))
+        if progress is not None:
+            progress(engines, found.attainment or 0.0)
+        return found
+
+    missed, engines = 0, 1
+    found = attempt(engines)
+    while (found.attainment or 0.0) < share:
+        missed = engines
+        if engines >= most:
+            raise InputError(
+                f"{most} engines miss the objective for more than {1 - share:.2%} of the requests; "
+                f"a looser objective or a faster engine would help"
+            )
+        engines = min(2 * engines, most)
+        found = attempt(engines)
+    kept = engines, found
+    while kept[0] - missed > 1:
+        engines = (kept[0] + missed) // 2
+        found = attempt(engines)
+        if (found.attainment or 0.0) >= share:
+            kept = engines, found
+        else:
+            missed = engines
+    return Capacity(trace.rate, kept[0], kept[1], tuple(tried))
+
+
+def _check(share: float) -> None:
+    if not 0.0 < share <= 1.0:
+        raise InputError(f"share: {share:g} is not above 0 and at most 1")

@@ -1,0 +1,110 @@
+"""Places for cached blocks that a machine has below its GPU, from what a user says of them.
+
+A place is written ``NAME=SIZE``, or ``NAME=SIZE@RATE`` and ``NAME=SIZE@RATE+LATENCY`` where the machine's own figures
+are not meant: ``host=64GiB``, ``disk=1TB``, ``remote=10TB@25GB/s+1ms``. Blocks from the disk and from a remote store
+pass host memory and the GPU's link; what weights occupy of a link is left out by the replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stowplan.errors import DoesNotFit, InputError
+from stowplan.plan import MemoryUse
+from stowplan.serving.tiers import Tier
+from stowplan.systems.base import Setup
+from stowplan.units import format_bytes, parse_quantity
+
+_NAMES = ("host", "disk", "remote")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a user says of a tier: capacity in bytes, and bytes/s and seconds of latency where they say so."""
+
+    name: str
+    size: float
+    rate: float | None = None
+    latency_s: float | None = None
+
+
+def parse_place(text: str) -> Place:
+    """A place from text; see the module's text.
+
+    Raises:
+        InputError: another form, an unknown name, or a value that is not a size, rate or duration.
+    """
+    name, equals, rest = text.partition("=")
+    name = name.strip()
+    if not equals or name not in _NAMES:
+        raise InputError(
+            f"--kv-tier: '{text[:60]}' is not a place for cached blocks; write host=64GiB, disk=1TB or "
+            f"remote=10TB@25GB/s+1ms"
+        )
+    size, at, speed = rest.partition("@")
+    rate, plus, latency = speed.partition("+")
+    if name == "remote" and not at:
+        raise InputError(f"--kv-tier: '{text[:60]}' lacks the rate of the store; write remote=10TB@25GB/s+1ms")
+    where = f"--kv-tier {name}"
+    return Place(
+        name,
+        parse_quantity(size, "bytes", where=where),
+        parse_quantity(rate, "bytes/s", where=where) if at else None,
+        parse_quantity(latency, "seconds", where=where) if plus else None,
+    )
+
+
+def tiers_of(setup: Setup, places: Sequence[Place], block_bytes: float, host: MemoryUse | None) -> tuple[Tier, ...]:
+    """Tiers, nearest first.
+
+    Args:
+        setup: the machine and its figures.
+        places: what the user wants, each name at most once.
+        block_bytes: bytes of one block of cache over all layers.
+        host: what weights and buffers use of host memory.
+
+    Raises:
+        InputError: a place twice, a machine without GPU or disk, or a disk that is smaller than what is wanted of it.
+        DoesNotFit: host memory has no such room beside the weights.
+    """
+    names = [place.name for place in places]
+    if len(set(names)) != len(names):
+        raise InputError(f"--kv-tier: '{next(n for n in names if names.count(n) > 1)}' is given twice")
+    if not setup.machine.gpus:
+        raise InputError(f"{setup.machine.name} has no GPU, so that there is nothing below it to keep blocks in")
+    ordered = sorted(places, key=lambda place: _NAMES.index(place.name))
+    return tuple(_tier(setup, place, block_bytes, host) for place in ordered)
+
+
+def _tier(setup: Setup, place: Place, block_bytes: float, host: MemoryUse | None) -> Tier:
+    figures, machine = setup.figures, setup.machine
+    if machine.gpus[0].unified:
+        link, up, down = "host.dram", figures.value("host.dram"), figures.value("host.dram")
+    else:
+        link, up, down = "gpu0.h2d", figures.value("gpu0.h2d.pinned"), figures.value("gpu0.d2h.pinned")
+    if place.name == "host":
+        if host is not None and host.used + place.size > host.capacity:
+            lack = host.used + place.size - host.capacity
+            raise DoesNotFit(
+                f"--kv-tier host: {machine.name} lacks {format_bytes(lack)} of memory for it beside the weights", lack
+            )
+        read = {link: block_bytes / (place.rate or up)}
+        write = block_bytes / (place.rate or down)
+    elif place.name == "disk":
+        if not machine.disks:
+            raise InputError(f"--kv-tier disk: {machine.name} has no disk; name one with --set or leave it out")
+        disk = machine.disks[0]
+        if disk.capacity is not None and place.size > disk.capacity.value:
+            raise InputError(f"--kv-tier disk: {disk.name} holds {format_bytes(disk.capacity.value)}; ask for less")
+        rate = place.rate or figures.value("disk.read")
+        read = {"disk.read": block_bytes / rate, link: block_bytes / up}
+        write = block_bytes / (place.rate or figures.value("disk.write"))
+    else:
+        assert place.rate is not None
+        read = {"network": block_bytes / place.rate, link: block_bytes / up}
+        write = block_bytes / place.rate
+    latency = place.latency_s
+    if latency is None:
+        latency = figures.value("disk.latency") if place.name == "disk" else 0.0
+    return Tier(place.name, int(place.size // block_bytes), read, write, latency)

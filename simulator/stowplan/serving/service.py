@@ -1,0 +1,83 @@
+"""A service as users meet it: engines of one kind, how requests are spread over them, and one way to replay a trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from stowplan.errors import InputError
+from stowplan.serving.ahead import replay_ahead
+from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
+from stowplan.serving.fleet import Migration, replay_fleet
+from stowplan.serving.from_plan import Engine
+from stowplan.serving.outcome import Replay
+from stowplan.serving.replay import Caching, replay
+from stowplan.serving.requests import Requests
+from stowplan.serving.routers import RouterName
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What serves.
+
+    Attributes:
+        engine: one engine; all are alike.
+        scheduler: who decides which requests run.
+        caching: prefix cache of every engine; None for none.
+        engines: engines that do everything; with `prompt_engines`, those that decode.
+        prompt_engines: engines that only process prompts; 0 where every engine does both.
+        router, migration: how requests are spread, and whether they move.
+        handover: how caches get from prompt engines to decode engines.
+        ahead: whether an engine schedules a step while the one before it runs; only one engine alone is replayed so.
+        request_s: seconds that a request spends outside the scheduler.
+    """
+
+    engine: Engine
+    scheduler: str
+    caching: Caching | None = None
+    engines: int = 1
+    prompt_engines: int = 0
+    router: RouterName = "least-loaded"
+    migration: Migration | None = None
+    handover: Handover = field(default_factory=lambda: Handover(0.0))
+    ahead: bool = False
+    request_s: float = 0.0
+
+    @property
+    def machines(self) -> int:
+        """Engines of all kinds."""
+        return self.engines + self.prompt_engines
+
+    def replay(self, requests: Requests) -> Replay:
+        """Replay requests, as clients see them.
+
+        Raises:
+            InputError: what the scheduler or the engines cannot do; see `stowplan.serving.replay.replay`,
+                `stowplan.serving.fleet.replay_fleet` and `stowplan.serving.disaggregated.replay_disaggregated`.
+        """
+        done = self._replay(requests)
+        if not self.request_s:
+            return done
+        first, finished = done.first_token_s + self.request_s, done.finished_s + self.request_s
+        return replace(done, first_token_s=first, finished_s=finished)
+
+    def _replay(self, requests: Requests) -> Replay:
+        step_time, limits = self.engine.step_time, self.engine.limits
+        if self.prompt_engines:
+            if self.caching is not None or self.migration is not None:
+                raise InputError("prompt engines: work without prefix cache and migration; leave one of them out")
+            prompts, decodes = (Stage(count, step_time, limits) for count in (self.prompt_engines, self.engines))
+            return replay_disaggregated(requests, prompts, decodes, self.handover)
+        if self.engines > 1:
+            return replay_fleet(
+                requests,
+                step_time,
+                limits,
+                self.scheduler,
+                engines=self.engines,
+                router=self.router,
+                migration=self.migration,
+                caching=self.caching,
+            )
+        if self.ahead:
+            return replay_ahead(requests, step_time, limits, self.caching)
+        return replay(requests, step_time, limits, self.scheduler, self.caching)
