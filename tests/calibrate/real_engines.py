@@ -82,3 +82,16 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=7200)
     if done.returncode != 0:
         pytest.skip(f"{command[0]} {command[1]} failed: {done.stderr.strip()[-300:]}")
+
+
+class Silent:
+    """A watcher of a suite that tells nothing."""
+
+    def started(self, entry: object, left_s: float) -> None:
+        """Nothing is told."""
+
+    def finished(self, record: object) -> None:
+        """Nothing is told."""
+
+    def skipped(self, skipped: object) -> None:
+        """Nothing is told."""

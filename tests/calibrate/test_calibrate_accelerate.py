@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_gguf import llama_facts
-from real_engines import accelerate_python
+from tests.calibrate.random_gguf import llama_facts
+from tests.calibrate.real_engines import Silent, accelerate_python
 
 from stowplan.errors import NotExpressible
 from stowplan.figures import Figures, figures_for
@@ -148,7 +148,6 @@ def test_a_machine_without_a_gpu_says_what_to_write() -> None:
 
 @pytest.mark.slow
 def test_accelerate_on_this_machine_is_predicted(tmp_path: Path) -> None:
-    from test_calibrate_llama_cpp import Silent
 
     from stowplan_calibrate.campaign import look_around, save_profile, whole_suite
     from stowplan_calibrate.results import ResultsFolder

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from random_gguf import llama_facts, write_random_gguf
+from tests.calibrate.random_gguf import llama_facts, write_random_gguf
 from typer.testing import CliRunner, Result
 
 from stowplan.cli.app import app
-from stowplan_calibrate import building
 from stowplan_calibrate.host import memory
 from stowplan_calibrate.page import results_page
 from stowplan_calibrate.results import read_results
@@ -178,7 +178,7 @@ def test_wrong_input_gets_one_sentence(
 
 
 def test_without_compiler_and_gpu_everything_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     folder = tmp_path / "c"
     words = ("run", "--only", "gpu,pcie", "--budget", "1 s", "-o", str(folder), "--on", "cpu-laptop-32")
     assert "no NVIDIA GPU is here" in refused(monkeypatch, *words)

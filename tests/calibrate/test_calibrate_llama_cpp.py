@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from random_gguf import llama_facts, write_random_gguf
-from real_engines import llama_bench, own_time
+from tests.calibrate.random_gguf import llama_facts, write_random_gguf
+from tests.calibrate.real_engines import Silent, llama_bench, own_time
 
 from stowplan.cli.calibration_fit import BenchCase, fit_llama_bench, merged_runs
 from stowplan.figures import Figures
@@ -153,16 +153,3 @@ def test_the_engine_on_this_machine_is_predicted(tmp_path: Path) -> None:
     median, p90, _ = errors(report(runs, str(profile)))
     assert median < math.hypot(MEDIAN, noise)
     assert p90 < math.hypot(P90, 3 * noise)
-
-
-class Silent:
-    """Nothing is told while measuring."""
-
-    def started(self, entry: object, left_s: float) -> None:
-        pass
-
-    def finished(self, record: object) -> None:
-        pass
-
-    def skipped(self, skipped: object) -> None:
-        pass

@@ -91,3 +91,32 @@ def test_equals_the_oracle_with_host_memory(scheduler: str, data: st.DataObject,
     assert use is not None
     assert [tier.hit_tokens for tier in use.tiers] == oracle.hits
     assert use.tiers[1].peak_blocks <= host
+
+
+@pytest.mark.parametrize("scheduler", ["continuous", "chunked"])
+def test_equals_the_oracle_under_pressure(scheduler: str) -> None:
+    """Long enough for the lane to be left and entered again, with evictions and loads all along."""
+    random = np.random.default_rng(3)
+    chains: list[list[int]] = []
+    for fresh in range(150):
+        parent = chains[random.integers(len(chains))] if chains and random.random() < 0.7 else []
+        kept = parent[: int(random.integers(0, len(parent) + 1))] if random.random() < 0.3 else parent
+        chains.append([*kept, *(1000 * fresh + j for j in range(int(random.integers(0, 6))))][:40])
+    requests = Requests.of(
+        np.cumsum(random.gamma(0.3, 0.1, 150)),
+        [32 * len(chain) + int(random.integers(1, 60)) for chain in chains],
+        random.integers(1, 120, 150),
+        prefix=blocks_of(chains, 32),
+    )
+    limit = Limits(kv_blocks=160, max_running=16, max_batched_tokens=512, watermark=0.0)
+    tier = Tier("host", 300, {"h2d": 0.0}, 0.0)
+    found = replay(requests, STEP_TIME, limit, scheduler, Caching((tier,)))
+    oracle = _naive(requests, STEP_TIME, limit, chunked=scheduler == "chunked", host=300)
+    assert_conserved(found)
+    assert found.preemptions.sum() > 3
+    use = found.engines[0].cache
+    assert use is not None
+    assert use.tiers[0].hit_tokens > 0
+    assert use.tiers[1].hit_tokens > 0
+    assert [tier.hit_tokens for tier in use.tiers] == oracle.hits
+    assert_equal(found, oracle)

@@ -90,17 +90,17 @@ places = st.tuples(st.sampled_from(MACHINES), st.sampled_from(MODELS))
 INERT = {
     "nothing to copy": ({"weights.gpu": 1.0, "weights.ram": 0.0, "cache.gpu": 1.0, "cache.ram": 0.0,
                          "experts.gpu": 1.0, "experts.ram": 0.0}, {
-        "weights.prefetch": 3, "weights.pieces": 4, "weights.cpu": 0.7, "weights.zero_copy": True,
+        "weights.prefetch": 2, "weights.pieces": 4, "weights.cpu": 0.7, "weights.zero_copy": True,
         "cache.prefetch": 2, "cache.slices": 8, "cache.attend": "cpu",
     }),
     "no selection": ({"cache.read": 1.0}, {"cache.scan": 0.5, "cache.locality": 0.9, "cache.whole_layers": 3}),
     "nothing stored smaller": ({"cache.bits": 1.0}, {"cache.residual": 128}),
     "all experts on the GPU": ({"experts.gpu": 1.0, "experts.ram": 0.0, "experts.selective": True}, {
-        "experts.accuracy": 0.9, "experts.lookahead": 3, "experts.miss": "cpu", "experts.policy": "score",
+        "experts.accuracy": 0.9, "experts.lookahead": 2, "experts.miss": "cpu", "experts.policy": "score",
         "experts.low": 0.5, "experts.low_stored": 0.25, "experts.shallow": 4, "experts.deferred": 0.5,
     }),
     "no misses served smaller": ({"experts.low": 0.0}, {"experts.low_stored": 0.25, "experts.low_gpu": 0.5}),
-    "no predictor": ({"experts.accuracy": 0.0}, {"experts.lookahead": 4}),
+    "no predictor": ({"experts.accuracy": 0.0}, {"experts.lookahead": 2}),
     "one GPU batch of all": ({"batches": 1}, {}),
 }  # fmt: skip
 
@@ -117,8 +117,7 @@ def test_a_neutral_value_gives_the_baseline_back_exactly(
     asked = {"prompt": 512, "generate": 8, "batch": batch}
     one, two = (loop_of(each, machine, model, **asked) for each in (base, changed(base, others)))
     for first, second in ((one.decode(700), two.decode(700)), (one.prefill(), two.prefill())):
-        # The pipeline is measured over more layers when it may look further ahead, so sums differ in the last digits.
-        assert second.seconds == pytest.approx(first.seconds, rel=1e-9)
+        assert second == first
 
 
 @settings(deadline=None, max_examples=25)
@@ -133,6 +132,18 @@ def test_a_step_is_no_faster_than_its_busiest_resource(policy: Policy, place: tu
         busiest = amount - run.delivered.get(name, 0.0)
         each = loop._steady(loop.runs(step)[-1], step).seconds
         assert 6 * each >= busiest / more.graph.rates[name] * (1 - 1e-6)
+
+
+@settings(deadline=None, max_examples=12)
+@given(policy=policies, place=places, context=st.sampled_from([64, 20_000]))
+def test_one_more_layer_times_all_is_the_whole_pass(policy: Policy, place: tuple[str, str], context: int) -> None:
+    """The steady state against every layer simulated: only the first layers' copies, which nothing hides, differ."""
+    loop = loop_of(policy, *place, batch=4)
+    step = loop.decode_step(context)
+    whole = simulate(loop.whole_graph(step)).makespan
+    steady = loop._pass(step).seconds
+    filling = sum(loop._steady(alike, step).seconds for alike in loop.runs(step)) * (loop.fill + 1)
+    assert steady * (1 - 0.02) <= whole <= steady + filling
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "opt-6.7b"])

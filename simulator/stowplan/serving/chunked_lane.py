@@ -45,6 +45,8 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
     per_sequence = tables.piece_sequence[0]
     started, first, finished, ends, phase = core.started, core.first, core.finished, core.ends, core.phase
     reused = core.reused
+    look_up = cache.look_up if cache is not None else None
+    busy = core.link_busy if cache is not None and cache.links else None
     now, steps, batch, context = core.now, core.steps, core.batch, core.context
     free, lowest, head, prefills = core.free, core.lowest_free, waiting.next, 0
     tally, idle = core.tally, 0.0
@@ -80,10 +82,10 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                 while budget and room and arrival[head] <= now:
                     length = prompt[head]
                     need, tokens = (length + round_up) // size, length
-                    if cache is not None:
+                    if cache is not None and look_up is not None:
                         if cache.loose_blocks > free:
                             cache.shrink(free, now)
-                        found = core.look_up(head, length)
+                        found = look_up(head, length, busy)
                         need -= found.pinned
                         if free - phase[start] - need < reserve:
                             break

@@ -139,7 +139,7 @@ class Core:
         if cache is None:
             return _NOTHING
         cache.shrink(self.free, self.now)
-        return cache.look_up(request, length, self._link_busy if cache.links else None)
+        return cache.look_up(request, length, self.link_busy if cache.links else None)
 
     def admit(self, request: int, length: int, found: Found, blocks: int) -> None:
         """A prompt takes its blocks."""
@@ -153,7 +153,8 @@ class Core:
         if self.cache is not None:
             self.cache.take(request, length, found, self.now, self.free)
 
-    def _link_busy(self, tokens: int) -> list[float]:
+    def link_busy(self, tokens: int) -> list[float]:
+        """Seconds that weights occupy each link that loads pass, in a step of so many tokens."""
         assert self.cache is not None
         return [self.tables.link_s(name, tokens) for name in self.cache.links]
 
@@ -162,7 +163,7 @@ class Core:
         loads = [each for each in found if each.link_s]
         if not loads:
             return compute_s
-        longest, busy = compute_s, self._link_busy(tokens)
+        longest, busy = compute_s, self.link_busy(tokens)
         for link, weights in enumerate(busy):
             longest = max(longest, weights + sum(each.link_s[link] for each in loads))
         return longest + max(each.latency_s for each in loads)

@@ -79,8 +79,6 @@ class VllmRun:
         self._kernel_time, self._gap = value("vllm.kernel_time"), value("vllm.kernel_gap")
         self._step, self._sequence = value("vllm.host.step"), value("vllm.host.sequence")
         self._prompt, self._prompt_token = value("vllm.host.prompt"), value("vllm.host.prompt_token")
-        # every GPU of the group reads its own weights from the host's memory at the same time
-        self._bus = min(value("gpu0.h2d.pinned"), value("host.dram") / gpus)
         self.rates: Mapping[str, float] = {
             "gpu0.compute": 1.0,
             "gpu0.hbm": value("gpu0.hbm"),

@@ -25,6 +25,7 @@ from stowplan.systems.mechanisms.tasks import History, LayerTasks
 from stowplan.work import OVERHEAD, Work
 
 _SAMPLES = 9
+_LEAST_LAYERS = 4  # the same for nearly all policies, so that a mechanism that does nothing changes no digit
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,8 @@ class Loop:
     def fill(self) -> int:
         """Layers after which every buffer has been used once and the loop repeats itself."""
         own = self.policy
-        return 2 + max(own.weights.prefetch, own.cache.prefetch, own.experts.lookahead if own.experts.accuracy else 0)
+        deepest = max(own.weights.prefetch, own.cache.prefetch, own.experts.lookahead if own.experts.accuracy else 0)
+        return max(_LEAST_LAYERS, 2 + deepest)
 
     def graph(self, alike: Alike, step: Step) -> Graph:
         """Some layers of one kind, one behind the other."""
