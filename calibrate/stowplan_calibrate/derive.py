@@ -187,11 +187,5 @@ def _sensor(name: str, value: float) -> str:
     return f"{name} {shown}"
 
 
-def needs(results: Results, names: Iterable[str]) -> list[str]:
-    """Measurements of `names` that a results folder lacks."""
-    present = {record.name for record in results.records}
-    return [name for name in names if name not in present]
-
-
 class NothingMeasured(StowplanError):
     """A results folder without any measurement that a profile could be made of."""

@@ -24,7 +24,7 @@ Predict = Callable[[Figures, int], float]
 NOISE = 0.05
 """Relative scatter of one benchmark row that the fit expects."""
 _MOVES = 0.02
-_LEAST_SD = 0.01
+_LEAST_SD, _MOST_SD = 0.01, 10.0
 _NOT_KERNELS = (".isa.", ".isa_gemm.", ".model_sd.", ".kernels.", "runtime", ".sockets")
 _PRODUCTS = ("gemv", "gemm")
 _RANGE = 30.0
@@ -114,14 +114,11 @@ def fit_engine(
     fitted, sds, rejected = _fit(begin, names, list(range(len(rows))), rows, predict)
     held_out = _left_out(begin, names, rows, predict) if check else []
     spread = {phase: _spread(held_out or _compare(rows, fitted, predict), phase) for phase in ("decode", "prefill")}
-    constants = {
-        name: Number(fitted.value(name), SourceKind.FITTED, where, max(_LEAST_SD, round(sds[name], 4)))
-        for name in names
-    }
+    constants = {name: Number(fitted.value(name), SourceKind.FITTED, where, _sd(sds[name])) for name in names}
     for phase, sd in spread.items():
         if sd is not None:
             told = f"spread of {'held-out ' if held_out else ''}residuals; {where}"
-            constants[f"{engine}.model_sd.{phase}"] = Number(max(_LEAST_SD, round(sd, 4)), SourceKind.FITTED, told)
+            constants[f"{engine}.model_sd.{phase}"] = Number(_sd(sd), SourceKind.FITTED, told)
     return EngineFit(
         constants,
         tuple(_compare(rows, figures, predict)),
@@ -210,3 +207,8 @@ def _spread(compared: Sequence[Compared], phase: str) -> float | None:
     """Robust standard deviation of the log residuals around zero; None for fewer than three rows."""
     logs = [abs(math.log1p(each.error)) for each in compared if each.row.phase == phase]
     return 1.4826 * statistics.median(logs) if len(logs) >= 3 else None
+
+
+def _sd(value: float) -> float:
+    """A relative standard deviation as files hold it: never better than two runs repeat, never infinite."""
+    return round(min(_MOST_SD, max(_LEAST_SD, value)), 4)

@@ -201,11 +201,9 @@ def as_serving_run(load: Load, found: Sequence[Sent], where: str) -> ServingRun:
         input_tokens=sum(each.prompt_tokens for each in good),
         output_tokens=sum(len(each.tokens) for each in good),
         ttft=statistics.median(ttft),
-        ttft_mean=statistics.fmean(ttft),
         ttft_p99=_quantile(ttft, 0.99),
         tpot=statistics.median(tpot),
         tpot_mean=statistics.fmean(tpot),
-        tpot_p99=_quantile(tpot, 0.99),
         where=where,
     )
 

@@ -28,7 +28,8 @@ p{margin:4px 0 10px;max-width:92ch}.soft{color:var(--soft)}
 .js-plotly-plot .gridlayer path,.js-plotly-plot .zerolinelayer path{stroke:var(--line)!important}
 .js-plotly-plot .hoverlayer text{fill:#fff!important}
 table{border-collapse:collapse;width:100%;font-size:.9rem}th{text-align:left;color:var(--soft)}
-th,td{padding:4px 14px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}.number{text-align:right}
+th,td{padding:4px 14px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}
+.number{text-align:right;white-space:nowrap}
 """
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7d8791")
 _GREY = "#7d8791"

@@ -87,6 +87,8 @@ def constants_document(constants: Mapping[str, Number], dimensions: Mapping[str,
     document: Document = {}
     for name, number in sorted(constants.items()):
         dimension = dimensions.get(name, "count")
+        if dimension == "ratio" and number.value > 1.0:  # a fitted share may exceed the whole
+            dimension = "count"
         entry = _number(number, dimension)
         entry = {"value": entry["value"], "dimension": dimension, **{k: v for k, v in entry.items() if k != "value"}}
         engine, rest = _engine_of(name)

@@ -40,7 +40,21 @@ def llama_bench() -> Path:
         if shutil.which(tool) is None:
             pytest.skip(f"llama-bench is not here, and there is no {tool} to build it")
     work = cache() / "llama.cpp-source"
-    _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", _SDIST, "-d", str(work)])
+    _run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-binary",
+            "llama-cpp-python",
+            _SDIST,
+            "-d",
+            str(work),
+        ]
+    )
     archive = next(work.glob("*.tar.gz"))
     with tarfile.open(archive) as source:
         source.extractall(work, filter="data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,22 @@ def test_any_bytes_are_read_or_named(tmp_path_factory: pytest.TempPathFactory, c
 def serving(running: float, prompt: int, step: float, sequence: float, first: float, token: float) -> ServingRun:
     tpot, requests, generate = step + sequence * running, 100, 100
     ttft = first + token * prompt
-    duration = requests * generate * tpot / running
     return ServingRun(
-        "vllm", "m", "", requests, duration, 1.0, None, requests * prompt, requests * generate,
-        ttft, ttft, 2 * ttft, tpot, tpot, 1.2 * tpot, "x",
-    )  # fmt: skip
+        engine="vllm",
+        model="m",
+        date="",
+        requests=requests,
+        duration=requests * generate * tpot / running,
+        rate=1.0,
+        concurrency=None,
+        input_tokens=requests * prompt,
+        output_tokens=requests * generate,
+        ttft=ttft,
+        ttft_p99=2 * ttft,
+        tpot=tpot,
+        tpot_mean=tpot,
+        where="x",
+    )
 
 
 def test_planted_costs_of_a_server_come_back() -> None:
@@ -164,9 +176,7 @@ def test_planted_costs_of_a_server_come_back() -> None:
 
 def test_queued_runs_say_nothing_of_the_first_token() -> None:
     runs = [serving(r, 512, 7e-3, 1e-4, 15e-3, 0.0) for r in (1, 8, 32)]
-    late = ServingRun(
-        **{**{f: getattr(runs[0], f) for f in ServingRun.__dataclass_fields__}, "ttft": 0.5, "ttft_p99": 9.0}
-    )
+    late = replace(runs[0], ttft=0.5, ttft_p99=9.0)
     assert fit_steps([*runs, late]).parameters["request"] == pytest.approx(15e-3)
 
 

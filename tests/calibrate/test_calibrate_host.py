@@ -32,7 +32,7 @@ def surroundings(folder: Path, library: HostLibrary | None, memory_bytes: float 
     return Surroundings(cores=2, memory=memory_bytes, folder=folder, quick=True, library=library)
 
 
-def quantised(rng: np.random.Generator, rows: int, columns: int, kind: str) -> tuple[Blocks, np.ndarray]:  # type: ignore[type-arg]
+def quantised(rng: np.random.Generator, rows: int, columns: int, kind: str) -> tuple[Blocks, np.ndarray]:
     """Blocks of 32 with a 16-bit float scale (upper half of a float), and the matrix that they stand for."""
     blocks = rows * columns // 32
     scales = (rng.integers(0x3C00, 0x3C80, blocks).astype(np.uint32) << 16).view(np.float32)

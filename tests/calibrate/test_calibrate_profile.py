@@ -215,3 +215,11 @@ def test_constants_keep_an_engine_with_a_dot_together() -> None:
     )
     assert set(found) == {"llama.cpp", "accelerate"}
     assert numbers_of(found).keys() == {"llama.cpp.cpu.gemv.k", "accelerate.step"}
+
+
+def test_constants_beyond_a_ratio_and_without_bounds_are_written(tmp_path: Path) -> None:
+    share = Number(1.3, SourceKind.FITTED, "a share of more than all", 10.0)
+    machine = replace(load_machine("cpu-laptop-32"), constants={"llama.cpp.cpu.dram_share": share})
+    document = machine_document(machine, {"llama.cpp.cpu.dram_share": "ratio"})
+    again = write_profile(tmp_path / "p.toml", document)
+    assert again.constants["llama.cpp.cpu.dram_share"].value == 1.3

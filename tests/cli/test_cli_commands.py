@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import shlex
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path

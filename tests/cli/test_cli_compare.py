@@ -25,6 +25,7 @@ GOLDEN = Path(__file__).parent / "golden"
 GIB = 2.0**30
 SMALL = ["compare", "--model", "llama-2-13b", "--quant", "f16", "--on", "rtx-4090-desktop-128", "--prompt", "64"]
 FEW = ["--systems", "zero-inference,hetegen,h2o,fate"]
+TWO = ["--systems", "zero-inference,h2o,fate"]
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -88,13 +89,13 @@ def test_systems_are_set_side_by_side_and_written_as_a_page(tmp_path: Path) -> N
 
 
 def test_programs_get_a_document_that_follows_its_schema() -> None:
-    code, out, err = run(*SMALL, *FEW, "--json")
+    code, out, err = run(*SMALL, *TWO, "--json")
     assert (code, err) == (0, "")
     found = ComparisonDocument.model_validate_json(out)
-    assert {each.system for each in found.systems} == {"zero-inference", "hetegen", "h2o"}
+    assert {each.system for each in found.systems} == {"zero-inference", "h2o"}
     assert [each.system for each in found.refused] == ["fate"]
     assert [each.cost_s for each in found.systems] == sorted(each.cost_s for each in found.systems)
-    assert run(*SMALL, *FEW, "--json")[1] == out
+    assert run(*SMALL, *TWO, "--json")[1] == out
     schema = json.loads(run("schema", "comparison")[1])
     assert schema["properties"]["schema_version"]["const"] == "stowplan.comparison/1"
 
@@ -199,6 +200,7 @@ def test_routing_says_what_is_missing(words: list[str], told: str) -> None:
     assert code == 2 and told in err
 
 
+@pytest.mark.slow
 def test_a_published_systems_plan_is_kept_and_predicted_again(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     code, out, err = run(

@@ -284,13 +284,13 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z_-]{0,9}", fullmatch=True), values, max_size=4))
 def test_yaml_comes_back_as_it_was(table: dict[str, Value]) -> None:
     assert read_yaml(write_yaml(table), "x") == table
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.text(max_size=80))
 def test_any_text_is_yaml_or_refused(text: str) -> None:
     try:

@@ -85,7 +85,7 @@ def plan_of(setup: Setup, path: Path, settings_: LlamaCppSettings, placement: An
     return LlamaCppExporter().nearest(setup, plan)
 
 
-@settings(max_examples=6, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=4, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.data())
 def test_every_tensor_and_cache_is_where_the_plan_says(build: LlamaCppBuild, folder: Path, data: st.DataObject) -> None:
     path = folder / f"{data.draw(st.sampled_from(KINDS))}.gguf"

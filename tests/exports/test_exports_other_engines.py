@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.exports.engines import flexgen, kt_kernel, lmcache, talk, torch_environment
+from tests.exports.engines import deepspeed, flexgen, kt_kernel, lmcache, talk, torch_environment
 from tests.strategies import machine_of, model_of
 
 from stowplan.exports.accelerate import MAP, AccelerateExporter
 from stowplan.exports.base import Names
+from stowplan.exports.deepspeed import DeepSpeedExporter, DeepSpeedSettings
 from stowplan.exports.flat_yaml import read_yaml
 from stowplan.exports.ktransformers import CONFIG, EXPERTS, MAKER, KTransformersExporter, ranges
 from stowplan.exports.lmcache import LmCacheExporter, LmCacheSettings
@@ -105,6 +106,28 @@ def test_lmcache_reads_what_we_write(tmp_path: Path) -> None:
         for name, value in case.model_dump(mode="json", exclude_none=True).items():
             theirs = answer[name]
             assert theirs == value or (name == "local_disk" and str(theirs) in str(value)), name
+
+
+def test_deepspeed_reads_what_we_write(tmp_path: Path) -> None:
+    setup = make_setup(machine_of(SPEC), model_of("llama-3.1-8b", "bf16"), LlamaCpp())
+    exporter, paths = DeepSpeedExporter(), []
+    cases: list[dict[str, object]] = [
+        {"offload_param": {"device": "cpu", "pin_memory": True}, "param_persistence_threshold": 12345},
+        {"offload_param": {"device": "nvme", "nvme_path": "/nvme/a b", "buffer_size": 1e9, "buffer_count": 7}},
+        {"offload_param": {"device": "none"}, "aio": {"block_size": 262144, "queue_depth": 32, "single_submit": True}},
+    ]
+    plans = [exporter.nearest(setup, plain_plan(setup, "deepspeed", case)) for case in cases]
+    for number, plan in enumerate(plans):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(exporter.files(setup, plan).contents["ds_config.json"])
+    answers = talk(deepspeed(), "host_deepspeed.py", [str(path) for path in paths])
+    for plan, answer in zip(plans, answers, strict=True):
+        stated = DeepSpeedSettings.model_validate(plan.settings)
+        assert (answer["stage"], answer["threshold"]) == (3, stated.param_persistence_threshold)
+        for name, value in stated.offload_param.model_dump(exclude_none=True).items():
+            assert answer["offload_param"][name] == value, name
+        for name, value in stated.aio.model_dump().items():
+            assert answer["aio"][name] == value, name
 
 
 @pytest.mark.parametrize("chosen", [{1: {0, 1, 2}}, {3: {7, 9, 63}, 4: set(range(64)), 26: {5}}, {5: {1}, 6: {1}}])

@@ -15,6 +15,7 @@ from stowplan.planner.dispatch import plan_for
 from stowplan.planner.ideal import decode_floor, step_bytes
 from stowplan.planner.published import placed, variants
 from stowplan.planner.result import Request
+from stowplan.planner.serial_search import Objective
 from stowplan.systems import load_system
 from stowplan.systems.base import Setup
 from stowplan.systems.published import load_published, published_keys
@@ -41,7 +42,7 @@ def setup_of(system: PublishedSystem, machine: str, model: tuple[str, str]) -> S
     return system.setup(load_machine(machine), load_model(*model))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(key=st.sampled_from(EXACT), machine=machines, model=st.sampled_from(MODELS), workload=works)
 def test_no_exact_system_beats_the_floor(key: str, machine: str, model: tuple[str, str], workload: Workload) -> None:
     system = PublishedSystem(load_published(key))
@@ -89,7 +90,7 @@ def test_engines_run_in_full_keep_to_the_floor_too(system: str, batch: int) -> N
 
     workload = Workload(prompt=128, generate=16, batch=batch)
     own = make_setup(machine, model, load_system(system))
-    objective = "throughput" if system == "flexgen" else "decode"
+    objective: Objective = "throughput" if system == "flexgen" else "decode"
     planned = plan_for(system, Request(own, ("opt-6.7b", "f16"), workload, objective))
     assert planned.prediction.tpot_s >= decode_floor(setup, workload) * (1 - 1e-9)
 

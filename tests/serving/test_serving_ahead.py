@@ -35,7 +35,7 @@ def stepped(requests: Requests, limits: Limits) -> tuple[list[float], list[float
     decoding: list[tuple[int, int, int]] = []
     now, before = 0.0, -1.0
     while waiting or begun or decoding:
-        if not (begun or decoding):
+        if not (begun or decoding) and arrival[waiting[0]] > before:  # idle: the next step is planned at once
             now = before = max(now, arrival[waiting[0]])
         seen, before = before, now
         budget = limits.max_batched_tokens - len(decoding)

@@ -337,7 +337,7 @@ def test_what_is_no_command_is_refused(words: list[str]) -> None:
         read_flags(words)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     st.lists(
         st.sampled_from(

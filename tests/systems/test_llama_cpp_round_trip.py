@@ -52,7 +52,7 @@ def check(setup: Setup, plan: Plan) -> None:
         assert after.memory[tier].capacity == use.capacity
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(llama_cpp_cases())
 def test_a_command_read_back_is_the_plan_that_it_was_written_from(case: Case) -> None:
     if inseparable(case.setup, case.plan):

@@ -11,8 +11,8 @@ import pytest
 
 from stowplan.errors import BadFile
 from stowplan.systems.published import published_keys
-from stowplan.validate.published import PublishedCase, Result, run_published, summary, table
-from stowplan.validate.published_cases_reader import load_published_cases, read_published_cases
+from stowplan.validate.published import Result, run_published, summary, table
+from stowplan.validate.published_cases_reader import PublishedCase, load_published_cases, read_published_cases
 
 BY_ID = {case.id: case for case in load_published_cases()}
 

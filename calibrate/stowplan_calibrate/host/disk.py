@@ -95,9 +95,7 @@ def _run(
 
 
 def _refuse_without_direct(library: HostLibrary, path: Path, *, write: bool) -> None:
-    refuse_without_direct(
-        path, library.raw("stow_disk", os.fsencode(path), 2**16, 2**12, 1, 1, int(write), 1, 0)
-    )
+    refuse_without_direct(path, library.raw("stow_disk", os.fsencode(path), 2**16, 2**12, 1, 1, int(write), 1, 0))
 
 
 def refuse_without_direct(path: Path, taken: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from stowplan.errors import InputError
 
 if TYPE_CHECKING:
     from stowplan.serving.answers import Answers, Distribution, Objective
+    from stowplan.serving.capacity import Capacity
     from stowplan.serving.economics import Costs
     from stowplan.traces.trace import Trace
 
@@ -26,7 +28,7 @@ def replay(
     quant: Quant = None,
     set_: Set = None,
     plan: options.PlanFile = None,
-    engine: options.EngineOption = options.EngineChoice.LLAMA_CPP,
+    engine: options.EngineOption = None,
     head: options.Head = None,
     between: options.Between = None,
     rate: options.Rate = None,
@@ -35,10 +37,10 @@ def replay(
     seed: options.Seed = 0,
     conversations: options.Conversations = False,
     skip_bad: options.SkipBad = False,
-    scheduler: options.Scheduler = options.SchedulerName.CHUNKED,
-    max_running: options.MaxRunning = 128,
-    budget: options.Budget = 2048,
-    step_overhead: options.StepOverhead = "0 ms",
+    scheduler: options.Scheduler = None,
+    max_running: options.MaxRunning = None,
+    budget: options.Budget = None,
+    step_overhead: options.StepOverhead = None,
     max_waiting: options.MaxWaiting = None,
     timeout: options.Timeout = None,
     prefix_cache: options.PrefixCache = False,
@@ -66,7 +68,7 @@ def replay(
     from stowplan.cli.served import served_by, trace_of
     from stowplan.plan import write_atomically
     from stowplan.serving.answers import parse_objective, summarise, write_requests_csv
-    from stowplan.serving.economics import costs_of
+    from stowplan.serving.economics import check_prices, costs_of
     from stowplan.serving.requests import Requests
 
     inputs.check_output("-o", output, [".csv"])
@@ -82,8 +84,8 @@ def replay(
             quant,
             set_ or [],
             plan,
-            engine.value,
-            scheduler.value,
+            engine.value if engine else None,
+            scheduler.value if scheduler else None,
             max_running,
             budget,
             step_overhead,
@@ -100,20 +102,25 @@ def replay(
         ),
         asked,
     )
+    check_prices(served.setup.machine, rent, electricity)
     done = served.service.replay(Requests.from_trace(asked))
     answers = summarise(done, objective)
     costs = costs_of(done, served.setup.machine, usd_per_hour=rent, usd_per_kwh=electricity)
-    if output is not None:
-        write_requests_csv(done, Path(output))
+    page = None
     if html is not None:
         from stowplan.report.replay_page import replay_page
 
         page = replay_page(asked, served.setup, served.engine, done, answers, objective)
+    if output is not None:
+        write_requests_csv(done, Path(output))
+    if html is not None and page is not None:
         write_atomically(Path(html), page.encode())
     if json:
         tables.print_verbatim(as_json(_document(asked, served, answers, done.scheduler) | {"costs": asdict(costs)}))
         return
-    tables.print_lines(tables.Line(text) for text in _report(served, asked, answers, costs, objective, done.scheduler))
+    tables.print_lines(
+        tables.Line(text) for text in replay_answer(served, asked, answers, costs, objective, done.scheduler)
+    )
 
 
 def capacity(
@@ -129,17 +136,17 @@ def capacity(
     quant: Quant = None,
     set_: Set = None,
     plan: options.PlanFile = None,
-    engine: options.EngineOption = options.EngineChoice.LLAMA_CPP,
+    engine: options.EngineOption = None,
     head: options.Head = None,
     between: options.Between = None,
     rate: options.Rate = None,
     seed: options.Seed = 0,
     conversations: options.Conversations = False,
     skip_bad: options.SkipBad = False,
-    scheduler: options.Scheduler = options.SchedulerName.CHUNKED,
-    max_running: options.MaxRunning = 128,
-    budget: options.Budget = 2048,
-    step_overhead: options.StepOverhead = "0 ms",
+    scheduler: options.Scheduler = None,
+    max_running: options.MaxRunning = None,
+    budget: options.Budget = None,
+    step_overhead: options.StepOverhead = None,
     timeout: options.Timeout = None,
     prefix_cache: options.PrefixCache = False,
     kv_tier: options.KvTier = None,
@@ -167,8 +174,8 @@ def capacity(
             quant,
             set_ or [],
             plan,
-            engine.value,
-            scheduler.value,
+            engine.value if engine else None,
+            scheduler.value if scheduler else None,
             max_running,
             budget,
             step_overhead,
@@ -200,20 +207,11 @@ def capacity(
     progress.done()
     if json:
         body = _document(asked, served, found.answers, served.service.scheduler)
-        body |= {"schema_version": "stowplan.capacity/1", "rate": found.rate, "engines": found.engines}
-        body["tried"] = [{"rate": at, "engines": count, "attainment": met} for at, count, met in found.tried]
+        body |= {"schema_version": "stowplan.capacity/1", "rate": _finite(found.rate), "engines": found.engines}
+        body["tried"] = [{"rate": _finite(at), "engines": count, "attainment": met} for at, count, met in found.tried]
         tables.print_verbatim(as_json(body))
         return
-    machines = f"{found.engines} machine{'s' if found.engines > 1 else ''}"
-    lines = _heading(served, asked)
-    if count_engines:
-        lines.append(f"  needs      {machines} for {found.rate:.3g} requests/s")
-    else:
-        lines.append(f"  carries    {found.rate:.3g} requests/s on {machines}, bursts as in the trace")
-    lines.append(
-        f"  objective  {slo}: {found.answers.attainment or 0.0:.2%} of the requests meet it, {share:.2%} wanted"
-    )
-    lines += ["", *_latencies(found.answers), "", f"  {len(found.tried)} replays"]
+    lines = capacity_answer(served, asked, found, slo, share, counted=count_engines)
     tables.print_lines(tables.Line(text) for text in lines)
 
 
@@ -232,19 +230,34 @@ def _document(trace: Trace, served: Served, answers: Answers, scheduler: str) ->
     }
 
 
+def _finite(rate: float) -> float | None:
+    """For JSON, which has no infinity: None where all requests arrive at once."""
+    return rate if isfinite(rate) else None
+
+
+def _rate_words(rate: float) -> str:
+    return f"{rate:.3g} requests/s" if isfinite(rate) else "all at once"
+
+
+def _wrapped(text: str) -> list[str]:
+    from stowplan.cli import tables
+
+    return [line.text for line in tables.paragraph(text)]
+
+
 def _heading(served: Served, trace: Trace) -> list[str]:
     setup = served.setup
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in trace.dropped.items() if count)
     return [
         "",
-        f"  {setup.model.name}  {setup.model.quant.upper()}   on   {setup.machine.name}   with   {served.plan.system}",
-        f"  {trace.name}: {len(trace):,} requests, {trace.rate:.3g}/s, {trace.origin}",
+        *_wrapped(f"{setup.model.name}  {setup.model.quant.upper()}   on   {setup.machine.name}"),
+        *_wrapped(f"{trace.name}: {len(trace):,} requests, {_rate_words(trace.rate)}; {trace.origin}"),
         *([f"  left out: {dropped}"] if dropped else []),
         "",
     ]
 
 
-def _report(
+def replay_answer(
     served: Served, trace: Trace, answers: Answers, costs: Costs, objective: Objective | None, scheduler: str
 ) -> list[str]:
     """The answer first, then the distributions."""
@@ -263,7 +276,7 @@ def _report(
     if answers.timed_out_tokens:
         lines.append(f"  dropped    {answers.timed_out_tokens:,} tokens of requests that timed out")
     lines.append(
-        f"  engine     busy {answers.busy:.0%} of the time, {answers.mean_tokens:,.1f} tokens in a step on average"
+        f"  steps      busy {answers.busy:.0%} of the time, {answers.mean_tokens:,.1f} tokens in a step on average"
     )
     room = f"room for {served.engine.cache_tokens:,} tokens" + (" each" if answers.engines > 1 else "")
     lines.append(f"  cache      {room}, {answers.peak_cache:.0%} in use at the most")
@@ -276,10 +289,25 @@ def _report(
     ]
     if any(spent):
         lines.append(f"  costs      {', '.join(text for text in spent if text)}, at most")
-    lines.append(
-        f"  scheduler  {scheduler}; step times within {served.engine.step_time.largest_error:.1%} of the engine's model"
-    )
+    error = served.engine.step_time.largest_error
+    lines.append(f"  engine     {served.plan.system}, {scheduler}; step times within {error:.1%} of the engine's model")
     return lines
+
+
+def capacity_answer(
+    served: Served, trace: Trace, found: Capacity, slo: str, share: float, *, counted: bool
+) -> list[str]:
+    """The answer first, then the latencies that come with it."""
+    machines = f"{found.engines} machine{'s' if found.engines > 1 else ''}"
+    lines = _heading(served, trace)
+    if counted:
+        lines.append(f"  needs      {machines} for {_rate_words(found.rate)}")
+    else:
+        lines.append(f"  carries    {found.rate:.3g} requests/s on {machines}, bursts as in the trace")
+    lines.append(
+        f"  objective  {slo}: {found.answers.attainment or 0.0:.2%} of the requests meet it, {share:.2%} wanted"
+    )
+    return [*lines, "", *_latencies(found.answers), "", f"  {len(found.tried)} replays"]
 
 
 def _latencies(answers: Answers) -> list[str]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from stowplan.traces.trace import Trace
 
 _TOGETHER = 8
+_SCHEDULER = "chunked"
+_MAX_RUNNING = 128
+_BUDGET = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +43,18 @@ class TraceOptions:
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
-    """What serves, in the words of the options."""
+    """What serves, in the words of the options; None for one that was not given."""
 
     model: str | None = None
     on: str | None = None
     quant: str | None = None
     overrides: Sequence[str] = ()
     plan: str | None = None
-    engine: str = "llama.cpp"
-    scheduler: str = "chunked"
-    max_running: int = 128
-    budget: int = 2048
-    step_overhead: str = "0 ms"
+    engine: str | None = None
+    scheduler: str | None = None
+    max_running: int | None = None
+    budget: int | None = None
+    step_overhead: str | None = None
     max_waiting: int | None = None
     timeout: str | None = None
     prefix_cache: bool = False
@@ -84,16 +87,13 @@ def trace_of(options: TraceOptions) -> Trace:
     Raises:
         UnknownName, BadFile, InputError: it cannot be read, or not be changed as asked.
     """
-    from pathlib import Path
-
     from stowplan.traces.conversations import with_conversations
-    from stowplan.traces.reading import load_trace, read_trace
+    from stowplan.traces.reading import load_trace
     from stowplan.traces.rows import ReadOptions
     from stowplan.units import parse_quantity
 
-    reading = ReadOptions(skip_bad=options.skip_bad)
-    path = Path(options.name)
-    found = read_trace(path, reading) if path.is_file() else load_trace(options.name, reading)
+    reading = ReadOptions(skip_bad=options.skip_bad, seed=options.seed, rate=options.rate)
+    found = load_trace(options.name, reading)
     if options.between is not None:
         start, comma, end = options.between.partition(",")
         if not comma:
@@ -122,36 +122,38 @@ def served_by(options: ServiceOptions, trace: Trace) -> Served:
     """
     from dataclasses import replace
 
-    from stowplan.serving.from_plan import Serving, engine_of
     from stowplan.serving.service import Service
-    from stowplan.units import parse_quantity
+    from stowplan.systems.base import RAM
 
+    _check_together(options)
+    patience = _patience(options)
     setup, plan = _planned(options, trace)
-    patience = None if options.timeout is None else parse_quantity(options.timeout, "seconds", where="--timeout")
-    scheduler, ahead, request_s, own_caching = options.scheduler, False, 0.0, False
     if plan.system == "vllm":
         from stowplan.serving.from_vllm import engine_of_plan
+        from stowplan.systems.vllm_memory import memory_of
+        from stowplan.systems.vllm_settings import settings_of
 
-        vllm = engine_of_plan(setup, plan)
-        engine, scheduler = vllm.engine, vllm.scheduler
-        ahead, request_s, own_caching = vllm.ahead, vllm.request_s, vllm.prefix_caching
+        plan = _with_settings_of_vllm(options, plan)
+        vllm, settings = engine_of_plan(setup, plan), settings_of(plan)
+        gpus = settings.tensor_parallel
+        engine = replace(vllm.engine, host=memory_of(setup, settings).uses(setup, gpus, 0)[RAM])
+        own = vllm.prefix_caching and not options.prompt_engines
+        scheduler, ahead, request_s = vllm.scheduler, vllm.ahead, vllm.request_s
     else:
-        longest = max(int((trace.prompt_tokens + trace.output_tokens).max()), 1024)
-        overhead = parse_quantity(options.step_overhead, "seconds", where="--step-overhead")
-        budget = max(options.budget, options.max_running)
-        engine = engine_of(setup, plan, Serving(options.max_running, budget, "recompute", longest, overhead))
+        engine, gpus, own = _llama_cpp(options, setup, plan, trace), 1, False
+        scheduler, ahead, request_s = options.scheduler or _SCHEDULER, False, 0.0
     limits = replace(engine.limits, max_waiting=options.max_waiting, patience_s=patience)
     engine = replace(engine, limits=limits)
     return Served(
         Service(
             engine=engine,
             scheduler=scheduler,
-            caching=_caching(options, setup, engine, trace, own=own_caching),
+            caching=_caching(options, setup, engine, trace, gpus, own=own),
             engines=options.engines,
             prompt_engines=options.prompt_engines,
             router=options.router,
             migration=_migration(options, setup, engine),
-            handover=_handover(options, engine),
+            handover=_handover(options, engine, gpus),
             ahead=ahead,
             request_s=request_s,
         ),
@@ -160,7 +162,68 @@ def served_by(options: ServiceOptions, trace: Trace) -> Served:
     )
 
 
-def _caching(options: ServiceOptions, setup: Setup, engine: Engine, trace: Trace, *, own: bool) -> Caching | None:
+def _check_together(options: ServiceOptions) -> None:
+    """Refuse options that would change nothing next to others."""
+    if options.prompt_engines and options.scheduler is not None:
+        raise InputError("--scheduler: prompt engines take whole prompts, first come, first served; leave it out")
+    if options.prompt_engines and (options.prefix_cache or options.kv_tiers or options.migrate):
+        raise InputError("--prompt-engines: work without --prefix-cache, --kv-tier and --migrate; leave those out")
+    if options.prompt_engines and (options.max_waiting is not None or options.timeout is not None):
+        raise InputError("--prompt-engines: know no --max-waiting and no --timeout; leave those out")
+    if options.migrate and options.engines < 2:
+        raise InputError("--migrate: sequences can only move where there are two engines or more; give --engines")
+    if options.prompt_engines and options.handover is None:
+        raise InputError("--prompt-engines: needs the rate at which caches are handed over, such as --handover 50GB/s")
+    if options.handover is not None and not options.prompt_engines:
+        raise InputError("--handover: says how fast prompt engines hand over; give --prompt-engines too")
+    running, budget = options.max_running or _MAX_RUNNING, options.budget
+    if budget is not None and budget < running:
+        raise InputError(
+            f"--budget {budget}: a step holds a token of each of {running} running requests; give a larger budget or "
+            f"a smaller --max-running"
+        )
+
+
+def _patience(options: ServiceOptions) -> float | None:
+    from stowplan.units import parse_quantity
+
+    if options.timeout is None:
+        return None
+    seconds = parse_quantity(options.timeout, "seconds", where="--timeout")
+    if seconds <= 0.0:
+        raise InputError(f"--timeout {options.timeout}: a client that waits no time gets nothing; give more")
+    return seconds
+
+
+def _llama_cpp(options: ServiceOptions, setup: Setup, plan: Plan, trace: Trace) -> Engine:
+    from stowplan.serving.from_plan import Serving, engine_of
+    from stowplan.units import parse_quantity
+
+    longest = max(int((trace.prompt_tokens + trace.output_tokens).max()), 1024)
+    overhead = parse_quantity(options.step_overhead or "0 ms", "seconds", where="--step-overhead")
+    running = options.max_running or _MAX_RUNNING
+    budget = options.budget or max(_BUDGET, running)
+    return engine_of(setup, plan, Serving(running, budget, "recompute", longest, overhead))
+
+
+def _with_settings_of_vllm(options: ServiceOptions, plan: Plan) -> Plan:
+    """The plan with as many sequences and tokens in a step as the options say.
+
+    Raises:
+        InputError: an option for what vLLM decides itself.
+    """
+    if options.scheduler is not None:
+        raise InputError("--scheduler: vLLM has its own, which is replayed; leave it out")
+    if options.step_overhead is not None:
+        raise InputError("--step-overhead: is part of what is known of vLLM; leave it out")
+    given = {"max_num_seqs": options.max_running, "max_num_batched_tokens": options.budget}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return plan.model_copy(update={"settings": plan.settings | changed})
+
+
+def _caching(
+    options: ServiceOptions, setup: Setup, engine: Engine, trace: Trace, gpus: int, *, own: bool
+) -> Caching | None:
     """The prefix cache: where it is asked for, or where the engine has one and the trace says what begins alike."""
     from stowplan.serving.kv_tiers import parse_place, tiers_of
     from stowplan.serving.replay import Caching
@@ -171,12 +234,13 @@ def _caching(options: ServiceOptions, setup: Setup, engine: Engine, trace: Trace
     if trace.prefix is None:
         if not (options.prefix_cache or places):
             return None
+        mend = "leave the cache out" if trace.session is not None else "add --conversations for synthetic ones"
         raise InputError(
             f"trace '{trace.name}' does not say which prompts begin alike, so that a prefix cache would find nothing; "
-            f"add --conversations for synthetic ones, or leave the cache out"
+            f"{mend}"
         )
     block = engine.token_bytes * engine.limits.block_tokens
-    tiers = tiers_of(setup, places, block, engine.host) if places else ()
+    tiers = tiers_of(setup, places, block, engine.host, gpus) if places else ()
     return Caching(tiers, options.eviction)
 
 
@@ -186,23 +250,20 @@ def _migration(options: ServiceOptions, setup: Setup, engine: Engine) -> Migrati
 
     if not options.migrate:
         return None
-    if options.engines < 2:
-        raise InputError("--migrate: sequences can only move where there are two engines or more; give --engines")
     rate = setup.figures.value("gpu0.d2h.pinned") if setup.machine.gpus else setup.figures.value("host.dram")
     return Migration(s_per_block=engine.token_bytes * engine.limits.block_tokens / rate)
 
 
-def _handover(options: ServiceOptions, engine: Engine) -> Handover:
+def _handover(options: ServiceOptions, engine: Engine, gpus: int) -> Handover:
     from stowplan.serving.disaggregated import Handover
     from stowplan.units import parse_quantity
 
-    if not options.prompt_engines:
-        if options.handover is not None:
-            raise InputError("--handover: says how fast prompt engines hand over; give --prompt-engines too")
-        return Handover(0.0)
     if options.handover is None:
-        raise InputError("--prompt-engines: needs the rate at which caches are handed over, such as --handover 50GB/s")
-    return Handover(engine.token_bytes / parse_quantity(options.handover, "bytes/s", where="--handover"))
+        return Handover(0.0)
+    rate = parse_quantity(options.handover, "bytes/s", where="--handover")
+    if rate <= 0.0:
+        raise InputError(f"--handover {options.handover}: nothing would arrive; give a rate above 0")
+    return Handover(engine.token_bytes * gpus / rate)
 
 
 def _planned(options: ServiceOptions, trace: Trace) -> tuple[Setup, Plan]:
@@ -221,6 +282,8 @@ def _planned(options: ServiceOptions, trace: Trace) -> tuple[Setup, Plan]:
     if plan is not None:
         if model is not None or on is not None or quant is not None:
             raise InputError(f"{plan} says model, mix and machine; leave out --model, --quant and --on")
+        if options.engine is not None:
+            raise InputError(f"{plan} says which engine runs it; leave out --engine")
         stored = read_plan(Path(plan))
         machine = load_machine(stored.machine, [*stored.set, *overrides])
         loaded = load_model(stored.model, stored.quant)
@@ -230,7 +293,8 @@ def _planned(options: ServiceOptions, trace: Trace) -> tuple[Setup, Plan]:
     from stowplan.planner.dispatch import plan_for
     from stowplan.planner.result import Request
 
-    setup = make_setup(load_machine(on, overrides), load_model(model, quant), load_system(options.engine))
+    system = options.engine or "llama.cpp"
+    setup = make_setup(load_machine(on, overrides), load_model(model, quant), load_system(system))
     asked = {
         "prompt": max(1, int(np.median(trace.prompt_tokens))),
         "generate": max(1, int(np.median(trace.output_tokens))),
@@ -239,7 +303,7 @@ def _planned(options: ServiceOptions, trace: Trace) -> tuple[Setup, Plan]:
     for together in (_TOGETHER, 1):  # room for the longest request several times, or at least once
         workload = checked_workload(asked | {"batch": together})
         try:
-            return setup, plan_for(options.engine, Request(setup, (model, quant), workload)).plan
+            return setup, plan_for(system, Request(setup, (model, quant), workload)).plan
         except DoesNotFit:
             if together == 1:
                 raise

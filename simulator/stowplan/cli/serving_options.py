@@ -45,7 +45,7 @@ TraceName = Annotated[str, typer.Argument(metavar="TRACE", help="A name of `stow
 Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="What serves; planned first.")]
 OnMachine = Annotated[str | None, typer.Option("--on", metavar="MACHINE", help="Where it serves.")]
 PlanFile = Annotated[str | None, typer.Option("--plan", metavar="PLAN.json", help="Serve this plan instead.")]
-EngineOption = Annotated[EngineChoice, typer.Option("--engine", help="The engine that is planned.")]
+EngineOption = Annotated[EngineChoice | None, typer.Option("--engine", help="The engine that is planned (llama.cpp).")]
 Head = Annotated[int | None, typer.Option("--head", min=1, help="Only the first requests.")]
 Between = Annotated[
     str | None, typer.Option("--between", metavar="START,END", help="Only arrivals in this span, such as 1h,2h.")
@@ -55,15 +55,24 @@ Speed = Annotated[float | None, typer.Option("--speed", help="Play the trace so 
 Resample = Annotated[
     int | None, typer.Option("--resample", min=1, metavar="N", help="Draw the trace anew from N windows of it.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every draw.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
 Conversations = Annotated[
     bool, typer.Option("--conversations", help="Add synthetic conversations to a trace that has none.")
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave rows out that cannot be read, and count them.")]
-Scheduler = Annotated[SchedulerName, typer.Option("--scheduler", help="Who decides which requests run.")]
-MaxRunning = Annotated[int, typer.Option("--max-running", min=1, max=4096, help="Requests at a time.")]
-Budget = Annotated[int, typer.Option("--budget", min=16, max=65536, help="Tokens of one step.")]
-StepOverhead = Annotated[str, typer.Option("--step-overhead", metavar="TIME", help="The server's own work per step.")]
+Scheduler = Annotated[
+    SchedulerName | None,
+    typer.Option("--scheduler", help="Who decides which requests run (chunked; vLLM has its own)."),
+]
+MaxRunning = Annotated[
+    int | None, typer.Option("--max-running", min=1, max=4096, help="Requests at a time (128; vLLM as planned).")
+]
+Budget = Annotated[
+    int | None, typer.Option("--budget", min=16, max=65536, help="Tokens of one step (2048; vLLM as planned).")
+]
+StepOverhead = Annotated[
+    str | None, typer.Option("--step-overhead", metavar="TIME", help="The server's own work per step (0 ms).")
+]
 MaxWaiting = Annotated[
     int | None, typer.Option("--max-waiting", min=1, help="Requests that may wait; more are refused.")
 ]
@@ -73,7 +82,11 @@ Timeout = Annotated[
 PrefixCache = Annotated[bool, typer.Option("--prefix-cache", help="Prompts that begin alike share their cache.")]
 KvTier = Annotated[
     list[str] | None,
-    typer.Option("--kv-tier", metavar="PLACE=SIZE", help="Keep cached blocks in host=64GiB, disk=1TB. Repeatable."),
+    typer.Option(
+        "--kv-tier",
+        metavar="PLACE=SIZE",
+        help="Keep cached blocks in host=64GiB, disk=1TB, remote=10TB@25GB/s+1ms. Repeatable.",
+    ),
 ]
 Eviction = Annotated[EvictionChoice, typer.Option("--eviction", help="Which cached blocks go first.")]
 Engines = Annotated[int, typer.Option("--engines", min=1, max=4096, help="Machines that serve side by side.")]

@@ -55,7 +55,9 @@ def whatif(
     generate: Generate = None,
     depth: Depth = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, max=2**20, help="Requests at once (1).")] = None,
-    kv: Annotated[str | None, typer.Option("--kv", metavar="TYPE", help="Cache type, or KEYS/VALUES.")] = None,
+    kv: Annotated[
+        str | None, typer.Option("--kv", metavar="TYPE", help="Cache type such as q8_0, or KEYS,VALUES.")
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=1024, help="Processes of this machine.")] = 1,
     cluster: Annotated[
         str | None, typer.Option("--cluster", metavar="URL", help="dask://host:port, ray://host:port, or ray.")
@@ -90,7 +92,8 @@ def whatif(
     asked = {"context": context, "prompt": prompt, "generate": generate, "depth": depth, "batch": batch}
     given = {name: value for name, value in asked.items() if value is not None}
     base = _scenario(what, on, quant, system, None if objective is None else objective.value, given)
-    base = _with(base, [*([f"kv={kv}"] if kv is not None else []), *(set_ or [])])
+    cache = [] if kv is None else [f"kv={kv.replace(',', '/')}"]  # as `plan` takes it: KEYS,VALUES
+    base = _with(base, [*cache, *(set_ or [])])
     if sweep:
         axes = [parse_axis(text) for text in sweep]
         who = Workers(workers, cluster, None if store is None else Path(store))

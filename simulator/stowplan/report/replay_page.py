@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from stowplan.serving.answers import (
     ttft_s,
 )
 from stowplan.serving.from_plan import Engine
-from stowplan.serving.outcome import CacheUse, Replay
+from stowplan.serving.outcome import CacheUse, Replay, TierUse
 from stowplan.systems.base import Setup
 from stowplan.traces.trace import Trace
 from stowplan.units import format_bytes, format_seconds
@@ -38,7 +38,7 @@ def replay_page(
     """One self-contained page; the same text for the same replay."""
     sections = [
         tag("h1", f"{setup.model.name} {setup.model.quant.upper()} on {setup.machine.name}"),
-        tag("p", f"{trace.name}: {len(trace):,} requests, {trace.rate:.3g}/s. {trace.origin}", class_="note"),
+        tag("p", f"{trace.name}: {len(trace):,} requests, {_rate_words(trace)}. {trace.origin}", class_="note"),
         _section("What users feel", _felt(answers, objective), _latency_table(answers), _latency_chart(replay)),
         _section(
             "Load over time", "Requests that wait, and requests that were started and are not done.", _load(replay)
@@ -58,6 +58,10 @@ def replay_page(
     )
     body = tag("body", tag("main", *sections), tag("script", Markup(SCRIPT)), draw_charts())
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _rate_words(trace: Trace) -> str:
+    return f"{trace.rate:.3g}/s" if np.isfinite(trace.rate) else "all at once"
 
 
 def _section(title: str, sentence: str, *content: str) -> Markup:
@@ -135,9 +139,9 @@ def _load(replay: Replay) -> Markup:
 
 
 def _engine_words(replay: Replay, answers: Answers, engine: Engine) -> str:
-    machines = f"{answers.engines} machines, " if answers.engines > 1 else ""
+    machines = f"{answers.engines} machines, busy" if answers.engines > 1 else "Busy"
     return (
-        f"{machines}busy {answers.busy:.0%} of the time with {replay.passes:,} steps of {answers.mean_tokens:,.1f} "
+        f"{machines} {answers.busy:.0%} of the time with {replay.passes:,} steps of {answers.mean_tokens:,.1f} "
         f"tokens on average. The cache has room for {engine.cache_tokens:,} tokens and was {answers.peak_cache:.0%} "
         f"full at the most; {answers.preempted:,} requests were preempted. {_limits_words(replay, engine)}"
     )
@@ -206,21 +210,28 @@ def _cache(caches: Sequence[CacheUse], engine: Engine) -> list[Markup]:
                 first.name,
                 f"{sum(t.hit_tokens for t in alike):,}",
                 format_bytes(first.blocks * block),
-                f"{max(t.peak_blocks for t in alike) / first.blocks:.0%}" if first.blocks else "-",
-                *(f"{sum(getattr(t, name) for t in alike):,}" for name in _TRAFFIC),
-                format_seconds(sum(t.write_s for t in alike)),
+                *(_traffic_cells(alike) if index else ("",) * 5),
             )
         )
     header = ("place", "tokens found", "capacity", "fullest", "blocks read", "written", "not written", "writing")
     return [table(header, rows, numbers=range(1, 8)), _tiers_over_time(caches[0], engine)]
 
 
-_TRAFFIC = ("read_blocks", "written_blocks", "dropped_blocks")
+def _traffic_cells(alike: Sequence[TierUse]) -> Iterator[str]:
+    """What went through one place below the GPU on all engines; nothing is written to the GPU's own."""
+    yield f"{max(use.peak_blocks for use in alike) / alike[0].blocks:.0%}" if alike[0].blocks else "-"
+    for counts in (
+        [use.read_blocks for use in alike],
+        [use.written_blocks for use in alike],
+        [use.dropped_blocks for use in alike],
+    ):
+        yield f"{sum(counts):,}"
+    yield format_seconds(sum(use.write_s for use in alike))
 
 
 def _tiers_over_time(cache: CacheUse, engine: Engine) -> Markup:
     """Tokens in each place over time, of the first engine."""
-    samples = np.array(cache.samples)
+    samples = np.array(cache.samples or [(0.0, engine.limits.kv_blocks, *(0 for _ in cache.tiers))])
     size = engine.limits.block_tokens
     hours = samples[-1, 0] > 3 * 3600
     times = (samples[:, 0] / (3600.0 if hours else 1.0)).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 from stowplan.errors import InputError
 from stowplan.serving.answers import Answers, Objective, summarise
@@ -11,7 +12,10 @@ from stowplan.serving.requests import Requests
 from stowplan.serving.service import Service
 from stowplan.traces.trace import Trace
 
-_MOST_DOUBLINGS = 40
+_SHORTEST_S = 1e-6
+"""Span of a trace below which all its requests arrive at once for any engine: shorter than every step."""
+_SLOWEST_BUSY = 1e-4
+"""Share of the time that an engine works, below which still slower arrivals change nothing but single bursts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,12 @@ def highest_rate(
         progress: called with the rate and the share of every replay.
 
     Raises:
-        InputError: a share or tolerance out of its range, or an objective that is missed however slowly requests come.
+        InputError: a share or tolerance out of its range, a trace whose requests all arrive at once, or an objective
+            that is missed however slowly requests come, or kept however fast.
     """
     _check(share)
+    if not trace.rate < inf:
+        raise InputError(f"trace '{trace.name}': all requests arrive at once, so that there is no rate to search")
     if not 1e-4 <= tolerance < 1.0:
         raise InputError(f"tolerance: {tolerance:g}; give between 0.0001 and 1")
     tried: list[tuple[float, int, float]] = []
@@ -68,23 +75,28 @@ def highest_rate(
             progress(rate, found.attainment or 0.0)
         return found
 
-    rate = trace.rate if trace.rate < float("inf") else 1.0
+    rate, fastest = trace.rate, (len(trace) - 1) / _SHORTEST_S
     kept: tuple[float, Answers] | None = None
     missed: float | None = None
-    for _ in range(_MOST_DOUBLINGS):
-        if kept is not None and missed is not None:
-            break
+    while kept is None or missed is None:
         found = attempt(rate)
         if (found.attainment or 0.0) >= share:
-            kept, rate = (rate, found), rate * 2.0
+            kept = rate, found
+            if rate >= fastest:
+                raise InputError(
+                    f"the objective is kept even where all {len(trace):,} requests arrive at once; a longer trace or a "
+                    f"tighter objective has a highest rate"
+                )
+            rate = min(2.0 * rate, fastest)
         else:
-            missed, rate = rate, rate / 2.0
-    if kept is None:
-        raise InputError(
-            f"the objective is missed by more than {1 - share:.2%} of the requests however slowly they come; "
-            f"a looser objective or a faster engine would help"
-        )
-    while missed is not None and missed / kept[0] > 1.0 + tolerance:
+            missed = rate
+            if kept is None and found.busy < _SLOWEST_BUSY:
+                raise InputError(
+                    f"the objective is missed by more than {1 - share:.2%} of the requests however slowly they come; "
+                    f"a looser objective or a faster engine would help"
+                )
+            rate /= 2.0
+    while missed / kept[0] > 1.0 + tolerance:
         rate = (kept[0] * missed) ** 0.5
         found = attempt(rate)
         if (found.attainment or 0.0) >= share:

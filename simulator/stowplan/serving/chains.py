@@ -17,6 +17,8 @@ from stowplan.errors import InputError
 from stowplan.traces.trace import Blocks
 
 Integers = NDArray[np.int64]
+_DENSE = 4
+"""Hashes below this many times their number are used as they are: a table of counts is cheaper than sorting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Chains:
 
 def _segments(hashes: Integers, kept: Integers) -> tuple[Integers, Integers, Integers]:
     """Offsets by request, segments, and blocks by segment."""
-    _, name, visits = np.unique(hashes, return_inverse=True, return_counts=True)
+    name, visits = _numbered(hashes)
     starts = np.ones(len(hashes), dtype=bool)
     shared = visits[name]
     starts[1:] = shared[1:] != shared[:-1]
@@ -82,13 +84,21 @@ def _segments(hashes: Integers, kept: Integers) -> tuple[Integers, Integers, Int
     size = np.zeros(len(visits), dtype=np.int64)
     size[names] = runs
     # hashes that mean other prefixes elsewhere belong to no tree; blocks alone are right for any of them
-    if bool((size[names] != runs).any()) or int(size.sum()) != len(visits):
+    if bool((size[names] != runs).any()) or int(size.sum()) != int(np.count_nonzero(visits)):
         size[:] = 1
         first, names = np.arange(len(hashes)), name
     dense = np.full(len(visits), -1, dtype=np.int64)
     used = np.flatnonzero(size)
     dense[used] = np.arange(len(used))
     return np.searchsorted(first, kept, side="left"), dense[names], size[used]
+
+
+def _numbered(hashes: Integers) -> tuple[Integers, Integers]:
+    """Small numbers in place of hashes, and how often each number comes; some numbers may never come."""
+    if len(hashes) and int(hashes.min()) >= 0 and int(hashes.max()) < _DENSE * len(hashes):
+        return hashes, np.bincount(hashes)
+    _, name, visits = np.unique(hashes, return_inverse=True, return_counts=True)
+    return name, visits
 
 
 def _packed(values: Integers) -> array[int]:

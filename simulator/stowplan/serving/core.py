@@ -24,11 +24,10 @@ from math import ceil, inf, nan
 
 from stowplan.serving.growth import steps_until, steps_within_blocks
 from stowplan.serving.limits import Limits
-from stowplan.serving.prefix_cache import Found, PrefixCache
+from stowplan.serving.prefix_cache import NOTHING, Found, PrefixCache
 from stowplan.serving.queues import Pool, WaitingQueue
 from stowplan.serving.tables import StepTables
 
-_NOTHING = Found(0, 0)
 _ANY = 2**62
 """Steps of decoding at a time that nobody reaches."""
 
@@ -137,7 +136,7 @@ class Core:
         """What the prefix cache has of a prompt of `length` tokens."""
         cache = self.cache
         if cache is None:
-            return _NOTHING
+            return NOTHING
         cache.shrink(self.free, self.now)
         return cache.look_up(request, length, self.link_busy if cache.links else None)
 

@@ -8,7 +8,9 @@ use, the usual depreciation of servers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
+from stowplan.errors import InputError
 from stowplan.machines.machine import Machine
 from stowplan.serving.outcome import Replay
 
@@ -31,6 +33,31 @@ class Costs:
     joules_per_token: float | None
     kwh: float | None
     usd_per_million: float | None
+
+
+def check_prices(machine: Machine, usd_per_hour: float | None, usd_per_kwh: float | None) -> None:
+    """Refuse prices that `costs_of` could not use.
+
+    Raises:
+        InputError: a price that is negative or not finite, rent and electricity together, or electricity for a machine
+            whose own price or power nobody knows.
+    """
+    for name, price in (("rent", usd_per_hour), ("electricity", usd_per_kwh)):
+        if price is not None and not (isfinite(price) and price >= 0.0):
+            raise InputError(f"--{name} {price:g}: a price is a finite number that is not negative")
+    if usd_per_kwh is None:
+        return
+    if usd_per_hour is not None:
+        raise InputError("--electricity: a machine's rent includes it; leave out --rent or --electricity")
+    if not _known(machine):
+        raise InputError(
+            f"--electricity: {machine.name} has a GPU whose price or power is not known, so that nothing can be summed "
+            f"up; leave it out or give --rent"
+        )
+
+
+def _known(machine: Machine) -> bool:
+    return bool(machine.gpus) and all(gpu.price is not None and gpu.power is not None for gpu in machine.gpus)
 
 
 def costs_of(

@@ -6,58 +6,42 @@ beginning, and every policy keeps that order among segments that were handed in 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush
-from typing import Literal
+from typing import Literal, Protocol
 
 EvictionName = Literal["lru", "cost"]
 
 
-class Eviction(ABC):
-    """Segments that may go, in the order in which they do."""
+class Eviction(Protocol):
+    """Segments that may go, in the order in which they do; its length is their number."""
 
-    @abstractmethod
-    def add(self, segment: int, worth: float) -> None:
+    def add(self, segment: int, worth: float, /) -> None:
         """A segment that may go from now on; `worth` is what a block of it saves, in seconds."""
 
-    @abstractmethod
-    def remove(self, segment: int) -> None:
+    def remove(self, segment: int, /) -> None:
         """A segment that may not go, or is gone."""
 
-    @abstractmethod
     def first(self) -> int:
         """The segment that goes first; there is one."""
 
-    @abstractmethod
     def __len__(self) -> int: ...
 
 
-class LeastRecentlyUsed(Eviction):
+class LeastRecentlyUsed(OrderedDict[int, float]):
     """The segment whose last use is the longest ago."""
 
-    __slots__ = ("_order",)
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self._order: OrderedDict[int, None] = OrderedDict()
-
-    def add(self, segment: int, worth: float) -> None:  # noqa: ARG002
-        """See `Eviction`."""
-        self._order[segment] = None
-
-    def remove(self, segment: int) -> None:
-        """See `Eviction`."""
-        del self._order[segment]
+    add = OrderedDict.__setitem__
+    remove = OrderedDict.__delitem__
 
     def first(self) -> int:
         """See `Eviction`."""
-        return next(iter(self._order))
-
-    def __len__(self) -> int:
-        return len(self._order)
+        return next(iter(self))
 
 
-class GreedyDual(Eviction):
+class GreedyDual:
     """The segment that is worth least, where worth fades as others go.
 
     Source: Cao and Irani, Cost-aware WWW proxy caching algorithms (USITS 1997), with seconds of computing per block as
@@ -72,7 +56,7 @@ class GreedyDual(Eviction):
         self._level = 0.0
         self._count = 0
 
-    def add(self, segment: int, worth: float) -> None:
+    def add(self, segment: int, worth: float, /) -> None:
         """See `Eviction`."""
         self._count += 1
         entry = (self._level + worth, self._count)
@@ -82,7 +66,7 @@ class GreedyDual(Eviction):
             self._heap = [(*kept, name) for name, kept in self._priority.items()]
             heapify(self._heap)
 
-    def remove(self, segment: int) -> None:
+    def remove(self, segment: int, /) -> None:
         """See `Eviction`."""
         del self._priority[segment]
 

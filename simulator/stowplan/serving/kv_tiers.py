@@ -33,7 +33,7 @@ def parse_place(text: str) -> Place:
     """A place from text; see the module's text.
 
     Raises:
-        InputError: another form, an unknown name, or a value that is not a size, rate or duration.
+        InputError: another form, an unknown name, a value that is not a size, rate or duration, or a rate of 0.
     """
     name, equals, rest = text.partition("=")
     name = name.strip()
@@ -47,25 +47,32 @@ def parse_place(text: str) -> Place:
     if name == "remote" and not at:
         raise InputError(f"--kv-tier: '{text[:60]}' lacks the rate of the store; write remote=10TB@25GB/s+1ms")
     where = f"--kv-tier {name}"
-    return Place(
+    found = Place(
         name,
         parse_quantity(size, "bytes", where=where),
         parse_quantity(rate, "bytes/s", where=where) if at else None,
         parse_quantity(latency, "seconds", where=where) if plus else None,
     )
+    if found.rate is not None and found.rate <= 0.0:
+        raise InputError(f"{where}: '{text[:60]}' has a rate of 0, so that nothing would ever come; give more")
+    return found
 
 
-def tiers_of(setup: Setup, places: Sequence[Place], block_bytes: float, host: MemoryUse | None) -> tuple[Tier, ...]:
+def tiers_of(
+    setup: Setup, places: Sequence[Place], block_bytes: float, host: MemoryUse | None, gpus: int = 1
+) -> tuple[Tier, ...]:
     """Tiers, nearest first.
 
     Args:
         setup: the machine and its figures.
         places: what the user wants, each name at most once.
-        block_bytes: bytes of one block of cache over all layers.
-        host: what weights and buffers use of host memory.
+        block_bytes: bytes of one block of cache over all layers on one GPU.
+        host: what weights and buffers use of host memory; None where nobody knows, and only the system's share is kept.
+        gpus: GPUs that each keep such a part of every block, and copy it over a link of their own.
 
     Raises:
-        InputError: a place twice, a machine without GPU or disk, or a disk that is smaller than what is wanted of it.
+        InputError: a place twice or without room for one block, a machine without GPU or disk, a model without cache,
+            or a disk that is smaller than what is wanted of it.
         DoesNotFit: host memory has no such room beside the weights.
     """
     names = [place.name for place in places]
@@ -73,38 +80,45 @@ def tiers_of(setup: Setup, places: Sequence[Place], block_bytes: float, host: Me
         raise InputError(f"--kv-tier: '{next(n for n in names if names.count(n) > 1)}' is given twice")
     if not setup.machine.gpus:
         raise InputError(f"{setup.machine.name} has no GPU, so that there is nothing below it to keep blocks in")
+    if block_bytes <= 0.0:
+        raise InputError(f"--kv-tier: {setup.model.name} keeps no cache of its tokens; leave the places out")
     ordered = sorted(places, key=lambda place: _NAMES.index(place.name))
-    return tuple(_tier(setup, place, block_bytes, host) for place in ordered)
+    return tuple(_tier(setup, place, block_bytes, host, gpus) for place in ordered)
 
 
-def _tier(setup: Setup, place: Place, block_bytes: float, host: MemoryUse | None) -> Tier:
-    figures, machine = setup.figures, setup.machine
+def _tier(setup: Setup, place: Place, block_bytes: float, host: MemoryUse | None, gpus: int) -> Tier:
+    figures, machine, whole = setup.figures, setup.machine, block_bytes * gpus
+    if place.size < whole:
+        raise InputError(
+            f"--kv-tier {place.name}: {format_bytes(place.size)} is less than one block of {format_bytes(whole)}; "
+            f"give more"
+        )
     if machine.gpus[0].unified:
         link, up, down = "host.dram", figures.value("host.dram"), figures.value("host.dram")
     else:
         link, up, down = "gpu0.h2d", figures.value("gpu0.h2d.pinned"), figures.value("gpu0.d2h.pinned")
     if place.name == "host":
-        if host is not None and host.used + place.size > host.capacity:
-            lack = host.used + place.size - host.capacity
+        used = machine.reserved.value if host is None else host.used
+        lack = used + place.size - (machine.memory.capacity.value if host is None else host.capacity)
+        if lack > 0.0:
             raise DoesNotFit(
                 f"--kv-tier host: {machine.name} lacks {format_bytes(lack)} of memory for it beside the weights", lack
             )
-        read = {link: block_bytes / (place.rate or up)}
-        write = block_bytes / (place.rate or down)
+        read = {link: block_bytes / up if place.rate is None else whole / place.rate}
+        write = block_bytes / down if place.rate is None else whole / place.rate
     elif place.name == "disk":
         if not machine.disks:
             raise InputError(f"--kv-tier disk: {machine.name} has no disk; name one with --set or leave it out")
         disk = machine.disks[0]
-        if disk.capacity is not None and place.size > disk.capacity.value:
+        if place.size > disk.capacity.value:
             raise InputError(f"--kv-tier disk: {disk.name} holds {format_bytes(disk.capacity.value)}; ask for less")
-        rate = place.rate or figures.value("disk.read")
-        read = {"disk.read": block_bytes / rate, link: block_bytes / up}
-        write = block_bytes / (place.rate or figures.value("disk.write"))
+        read = {"disk.read": whole / (place.rate or figures.value("disk.read")), link: block_bytes / up}
+        write = whole / (place.rate or figures.value("disk.write"))
     else:
         assert place.rate is not None
-        read = {"network": block_bytes / place.rate, link: block_bytes / up}
-        write = block_bytes / place.rate
+        read = {"network": whole / place.rate, link: block_bytes / up}
+        write = whole / place.rate
     latency = place.latency_s
     if latency is None:
         latency = figures.value("disk.latency") if place.name == "disk" else 0.0
-    return Tier(place.name, int(place.size // block_bytes), read, write, latency)
+    return Tier(place.name, int(place.size // whole), read, write, latency)

@@ -10,8 +10,9 @@ a step computes and copies at the same time, layer by layer.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from stowplan.serving.chains import Chains
 from stowplan.serving.eviction import EvictionName, make_eviction
@@ -21,8 +22,7 @@ from stowplan.serving.tiers import Hierarchy, Tier, Traffic
 _SAMPLES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What a prompt finds.
 
     Attributes:
@@ -38,6 +38,9 @@ class Found:
     loads: tuple[tuple[int, int, int], ...] = ()
     link_s: tuple[float, ...] = ()
     latency_s: float = 0.0
+
+
+NOTHING = Found(0, 0)
 
 
 class PrefixCache:
@@ -99,7 +102,7 @@ class PrefixCache:
         over = self.loose_blocks - free
         if over <= 0:
             return
-        loose, present, below = self._loose, self._present, self._below
+        loose, present, below, worth = self._loose, self._present, self._below, self._worth
         self.loose_blocks = free
         while over > 0:
             segment = loose.first()
@@ -110,7 +113,7 @@ class PrefixCache:
             if going == end:
                 loose.remove(segment)
             if below is not None:
-                below.put(0, segment, end - going, end, self._worth.get(segment, 0.0), now)
+                below.put(segment, end - going, end, worth[segment] if worth else 0.0, now)
 
     def look_up(self, request: int, length: int, busy: Callable[[int], Sequence[float]] | None = None) -> Found:
         """What is there for a prompt of `length` tokens; `shrink` has been called.
@@ -121,25 +124,33 @@ class PrefixCache:
             busy: seconds that weights occupy each of `links` in a step of so many tokens; None for none.
         """
         blocks = pinned = 0
-        present, holders, sizes = self._present, self._holders, self._sizes
-        stopped, first, last = False, self._offsets[request], self._offsets[request + 1]
-        if request in self._detached:
-            return Found(0, 0)
-        position = first
+        present, holders, sizes, segments = self._present, self._holders, self._sizes, self._segments
+        position, last = self._offsets[request], self._offsets[request + 1]
+        if self._detached and request in self._detached:
+            return NOTHING
         while position < last:
-            segment = self._segments[position]
+            segment = segments[position]
             there = present[segment]
-            blocks += there
-            if holders[segment]:
-                pinned += there
+            if there:
+                blocks += there
+                if holders[segment]:
+                    pinned += there
             if there < sizes[segment]:
-                stopped = True
                 break
             position += 1
         most = (length - 1) // self._block
-        if stopped and self._below is not None and blocks < most:
-            return self._with_loads(position, last, blocks, pinned, length, busy)
-        return Found(min(blocks, most) * self._block, pinned)
+        if blocks < most:
+            below = self._below
+            if (
+                below is not None
+                and position < last
+                and below.find(segments[position], present[segments[position]])[0] >= 0
+            ):
+                return self._with_loads(position, last, blocks, pinned, length, busy)
+            if not blocks:
+                return NOTHING
+            return Found(blocks * self._block, pinned)
+        return Found(most * self._block, pinned)
 
     def _with_loads(
         self,
@@ -167,8 +178,6 @@ class PrefixCache:
             if end == self._sizes[segment]:
                 position, end = position + 1, 0
         best = Found(blocks * size, pinned)
-        if not runs:
-            return best
         least, link_s, latency = self._alone(best, length, busy), [0.0] * len(self.links), 0.0
         found = blocks
         for count, (level, _, loaded) in enumerate(runs, 1):
@@ -205,24 +214,26 @@ class PrefixCache:
         if self._taken >= self._sample_at:
             self._sample(now, free)
         loaded = 0
-        for level, segment, blocks in found.loads:
+        if found.loads:
             assert self._below is not None
-            self._below.read(level, segment, blocks)
-            self.hits[1 + level] += blocks * self._block
-            loaded += blocks
+            for level, segment, blocks in found.loads:
+                self._below.read(level, segment, blocks)
+                self.hits[1 + level] += blocks * self._block
+                loaded += blocks
         self.hits[0] += found.tokens - loaded * self._block
-        if request in self._detached:
+        if self._detached and request in self._detached:
             return
-        present, holders, sizes = self._present, self._holders, self._sizes
-        for position in range(self._offsets[request], self._offsets[request + 1]):
-            segment = self._segments[position]
-            if not holders[segment]:
-                there = present[segment]
-                if there:
-                    self._loose.remove(segment)
-                    self.loose_blocks -= there
-                present[segment] = sizes[segment]
-            holders[segment] += 1
+        present, holders, sizes, remove = self._present, self._holders, self._sizes, self._loose.remove
+        for segment in self._segments[self._offsets[request] : self._offsets[request + 1]]:
+            if holders[segment]:
+                holders[segment] += 1
+                continue
+            there = present[segment]
+            if there:
+                remove(segment)
+                self.loose_blocks -= there
+            present[segment] = sizes[segment]
+            holders[segment] = 1
 
     def release(self, request: int, computed: int | None = None) -> int:
         """The sequence gives its blocks back: those of its prompt stay until somebody needs the room.
@@ -236,37 +247,39 @@ class PrefixCache:
         Returns:
             Blocks that others go on holding.
         """
-        if request in self._detached:
+        if self._detached and request in self._detached:
             return 0
-        present, holders, segments = self._present, self._holders, self._segments
-        kept, first = 0, self._offsets[request]
-        last = self._offsets[request + 1]
-        worth = self._worth_of(first, last) if self._costly else 0.0
-        behind = 0 if computed is None else sum(self._sizes[segments[p]] for p in range(first, last))
-        for position in range(last - 1, first - 1, -1):
-            segment = segments[position]
-            holders[segment] -= 1
+        present, holders, sizes, add = self._present, self._holders, self._sizes, self._loose.add
+        chain = self._segments[self._offsets[request] : self._offsets[request + 1]]
+        worth = self._worth_of(chain) if self._costly else 0.0
+        kept, loose = 0, 0
+        behind = 0 if computed is None else sum(sizes[segment] for segment in chain)
+        for segment in reversed(chain):
             if computed is not None:
-                behind -= self._sizes[segment]
-            if holders[segment]:
-                kept += self._sizes[segment]
+                behind -= sizes[segment]
+            if holders[segment] > 1:
+                holders[segment] -= 1
+                kept += sizes[segment]
                 continue
+            holders[segment] = 0
             if computed is not None:
-                present[segment] = min(self._sizes[segment], max(0, computed - behind))
-            if present[segment]:
-                self.loose_blocks += present[segment]
-                self._loose.add(segment, worth)
-                if self._costly:
-                    self._worth[segment] = worth
+                present[segment] = min(sizes[segment], max(0, computed - behind))
+                if not present[segment]:
+                    continue
+            loose += present[segment]
+            add(segment, worth)
+            if self._costly:
+                self._worth[segment] = worth
+        self.loose_blocks += loose
         return kept
 
     def detach(self, request: int) -> None:
         """The sequence shares nothing from now on: its cache was copied away and comes back as its own."""
         self._detached.add(request)
 
-    def _worth_of(self, first: int, last: int) -> float:
+    def _worth_of(self, chain: array[int]) -> float:
         """Seconds of computing per block at the end of a prompt."""
-        blocks = sum(self._sizes[self._segments[p]] for p in range(first, last))
+        blocks = sum(self._sizes[segment] for segment in chain)
         tables, size = self._tables, self._block
         whole = len(tables.body) - 1
         return tables.body[whole] / whole * size + tables.chunk_attention(size, blocks * size)

@@ -15,7 +15,7 @@ cached tokens; in decode it is applied to the mean context, which for unlike con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -102,6 +102,21 @@ class StepTime:
     def chunk_attention(self, tokens: int, past: int = 0) -> float:
         """Seconds of attention of one chunk above that of as many tokens without a past."""
         return sum(term.seconds(tokens, past) for term in self.chunk)
+
+    def fast_chunk_attention(self) -> Callable[[int, int], float]:
+        """`chunk_attention` for models whose layers all see everything by one linear function, without its loops."""
+        if len(self.chunk) != 1 or len(self.chunk[0].pieces) != 1:
+            return self.chunk_attention
+        term = self.chunk[0]
+        if term.sight is not None or term.window is not None:
+            return self.chunk_attention
+        ((per_pair, per_cached, per_token, fixed),) = term.pieces
+
+        def seconds(tokens: int, past: int) -> float:
+            pairs = tokens * past + 0.5 * tokens * (tokens + 1)
+            return per_pair * pairs + per_cached * (past + tokens) + per_token * tokens + fixed
+
+        return seconds
 
     def seconds(
         self, batch: int, context: int, chunks: Sequence[tuple[int, int]] = (), rows: int | None = None

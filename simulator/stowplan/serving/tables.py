@@ -41,7 +41,7 @@ class StepTables:
         self.body = step_time.body_table(max(longest, limits.max_batched_tokens) + limits.max_running)
         self.logits = step_time.logits_table(2 * limits.max_running)
         self.prompt_attention = step_time.prompt_table(longest)
-        self.chunk_attention = step_time.chunk_attention
+        self.chunk_attention = step_time.fast_chunk_attention()
         self.piece_ends = [*(piece.start for piece in step_time.decode[1:]), inf]
         self.piece_sequence = [piece.per_sequence for piece in step_time.decode]
         self.piece_token = [piece.per_token for piece in step_time.decode]

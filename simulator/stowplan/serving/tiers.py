@@ -8,11 +8,11 @@ with a bounded buffer drops it. A tier keeps a range of blocks of a segment, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 
 from stowplan.errors import InputError
-from stowplan.serving.eviction import Eviction, EvictionName, make_eviction
+from stowplan.serving.eviction import EvictionName, make_eviction
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,49 +62,50 @@ class Traffic:
     busy_s: float = 0.0
 
 
-@dataclass(slots=True)
+Ranges = tuple[tuple[int, int], ...]
+"""Ranges of blocks, in rising order and apart from each other; nearly always one."""
+
+
 class _Store:
-    """Ranges of blocks by segment, in rising order and apart from each other."""
+    """What a tier holds: ranges of blocks by segment, and which segment goes first."""
 
-    tier: Tier
-    order: Eviction
-    worth: dict[int, float] = field(default_factory=dict)
-    ranges: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    used: int = 0
-    free_at: float = 0.0
-    traffic: Traffic = field(default_factory=Traffic)
+    __slots__ = ("busy_until", "order", "ranges", "tier", "traffic", "used", "worth")
 
-    def lacks(self, segment: int, start: int, end: int) -> int:
-        """Blocks of ``[start, end)`` that are not here."""
-        held = self.ranges.get(segment, ())
-        return end - start - sum(max(0, min(end, last) - max(start, first)) for first, last in held)
+    def __init__(self, tier: Tier, eviction: EvictionName) -> None:
+        self.tier, self.order = tier, make_eviction(eviction)
+        self.ranges: dict[int, Ranges] = {}
+        self.worth: dict[int, float] = {}
+        self.used, self.busy_until = 0, 0.0
+        self.traffic = Traffic()
 
-    def join(self, segment: int, start: int, end: int, worth: float) -> None:
-        """Add ``[start, end)``: the segment was used now."""
-        apart: list[tuple[int, int]] = []
-        if segment in self.ranges:
-            self.order.remove(segment)
-            for first, last in self.ranges[segment]:
-                if last < start or end < first:
-                    apart.append((first, last))
-                else:
+    def join(self, segment: int, start: int, end: int) -> int:
+        """Add ``[start, end)`` to what is held of a segment; returns the blocks that are new, 0 where none is."""
+        held = self.ranges[segment]
+        new = end - start - sum(max(0, min(end, last) - max(start, first)) for first, last in held)
+        if new:
+            apart = [each for each in held if each[1] < start or end < each[0]]
+            for first, last in held:
+                if not (last < start or end < first):
                     start, end = min(start, first), max(end, last)
-        self.ranges[segment] = sorted([*apart, (start, end)])
-        self.worth[segment] = worth
-        self.order.add(segment, worth)
+            self.ranges[segment] = tuple(sorted([*apart, (start, end)]))
+        return new
 
     def cut(self, segment: int, most: int) -> tuple[int, int]:
         """Take up to `most` blocks off the last range; returns the range that is gone."""
         held = self.ranges[segment]
-        first, last = held.pop()
-        start = max(first, last - most)
-        if start > first:
-            held.append((first, start))
-        self.used -= last - start
-        if not held:
+        first, last = held[-1]
+        if last - first <= most:
+            held = held[:-1]
+        else:
+            first = last - most
+            held = (*held[:-1], (held[-1][0], first))
+        self.used -= last - first
+        if held:
+            self.ranges[segment] = held
+        else:
             del self.ranges[segment], self.worth[segment]
             self.order.remove(segment)
-        return start, last
+        return first, last
 
 
 class Hierarchy:
@@ -112,7 +113,7 @@ class Hierarchy:
 
     def __init__(self, tiers: Sequence[Tier], eviction: EvictionName) -> None:
         self.tiers = tuple(tiers)
-        self._stores = [_Store(tier, make_eviction(eviction)) for tier in tiers]
+        self._stores = [_Store(tier, eviction) for tier in tiers]
 
     @property
     def traffic(self) -> list[Traffic]:
@@ -132,9 +133,10 @@ class Hierarchy:
             start: blocks of it that are there already.
         """
         for level, store in enumerate(self._stores):
-            for first, last in store.ranges.get(segment, ()):
-                if first <= start < last:
-                    return level, last
+            if segment in store.ranges:
+                for first, last in store.ranges[segment]:
+                    if first <= start < last:
+                        return level, last
         return -1, start
 
     def read(self, level: int, segment: int, blocks: int) -> None:
@@ -144,29 +146,39 @@ class Hierarchy:
         store.order.add(segment, store.worth[segment])
         store.traffic.read += blocks
 
-    def put(self, level: int, segment: int, start: int, end: int, worth: float, now: float) -> None:
-        """Blocks ``[start, end)`` of a segment leave the tier above `level`; below the last one they are gone."""
-        if level == len(self._stores):
-            return
+    def put(self, segment: int, start: int, end: int, worth: float, now: float) -> None:
+        """Blocks ``[start, end)`` of a segment leave the GPU; what they push out goes down, and at last away."""
+        self._put(0, segment, start, end, worth, now)
+
+    def _put(self, level: int, segment: int, start: int, end: int, worth: float, now: float) -> None:
         store = self._stores[level]
-        tier, traffic = store.tier, store.traffic
-        new = store.lacks(segment, start, end)
-        if not new:
+        tier, traffic, ranges = store.tier, store.traffic, store.ranges
+        if store.busy_until > now + tier.patience_s or not tier.blocks:
+            if segment not in ranges:
+                traffic.dropped += end - start
             return
-        begin = max(now, store.free_at)
-        if begin > now + tier.patience_s or not tier.blocks:
-            traffic.dropped += new
-            return
+        if segment in ranges:
+            new = store.join(segment, start, end)
+            if not new:
+                return
+            store.order.remove(segment)
+        else:
+            new = end - start
+            ranges[segment] = ((start, end),)
+        store.worth[segment] = worth
+        store.order.add(segment, worth)
         seconds = new * tier.write_s_per_block
-        store.free_at = begin + seconds
+        store.busy_until = (store.busy_until if store.busy_until > now else now) + seconds
         traffic.busy_s += seconds
         traffic.written += new
-        store.join(segment, start, end, worth)
         store.used += new
+        if store.used > traffic.peak:
+            traffic.peak = min(store.used, tier.blocks)
+        below = level + 1 < len(self._stores)
         while store.used > tier.blocks:
             going = store.order.first()
             value = store.worth[going]
             first, last = store.cut(going, store.used - tier.blocks)
             traffic.evicted += last - first
-            self.put(level + 1, going, first, last, value, now)
-        traffic.peak = max(traffic.peak, store.used)
+            if below:
+                self._put(level + 1, going, first, last, value, now)

@@ -111,16 +111,14 @@ class Accelerate:
             ")\n"
         )
 
-    def plan(
-        self, setup: Setup, workload: Workload, places: ModulePlaces, threads: int | None = None, **names: Any
-    ) -> Plan:
+    def plan(self, setup: Setup, workload: Workload, places: ModulePlaces, **names: Any) -> Plan:
         """Plan of a device map; `names` are ``machine``, ``model``, ``set`` and ``quant`` as the user wrote them.
 
         Raises:
             NotExpressible: a model that Accelerate does not load.
         """
         gpus = [int(p[3:]) for p in (places.embedding, *places.layers, places.output) if p.startswith("gpu")]
-        settings = AccelerateSettings(main=min(gpus, default=-1), threads=threads)
+        settings = AccelerateSettings(main=min(gpus, default=-1))
         run = AccelerateRun(setup, workload, settings, places.embedding)
         pairs = zip(setup.model.layers, places.layers, strict=True)
         given: dict[str, Any] = {

@@ -13,9 +13,9 @@ from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 OFFLOAD_MIN_TOKENS = 32
 """GGML_OP_OFFLOAD_MIN_BATCH: from this many tokens on, products of CPU-resident weights are computed on the GPU."""
 
-_SCALED_THRESHOLD = "2025-06-11"  # ik_llama.cpp PR 520: rows per expert count
+_SCALED_THRESHOLD = "2025-06-11"  # ik_llama.cpp PR 520, merged a day later: rows per expert count
 _USED_EXPERTS = {"llama.cpp": "2025-08-28", "ik_llama.cpp": "2025-10-20"}  # PR 15346; PR 842 (an option since PR 698)
-_INT8_PRODUCTS = "2024-06-20"  # llama.cpp PR 7860 and followers: int8 matrix units; before, weights became fp16 first
+_INT8_PRODUCTS = "2024-06-24"  # llama.cpp PR 8075: int8 matrix units by default; before, weights became fp16 first
 _IQK_PRODUCTS = "2025-05-15"  # ik_llama.cpp PRs 374, 417 and 418
 _IQK_ROWS_PRODUCTS = "2025-06-26"  # ik_llama.cpp PRs 493 and 557
 _EXPERTS_TOGETHER = {"llama.cpp": "2025-08-25", "ik_llama.cpp": "2025-08-26"}  # PR 15525; PR 728

@@ -76,7 +76,7 @@ class VllmRun:
         self.setup, self.settings = setup, settings
         self.forms: KernelForms = forms_for(machine.gpus[0])
         value = setup.figures.value
-        self._kernel_time, self._gap = value("vllm.kernel_time"), value("vllm.kernel_gap")
+        self._kernel_time = value("vllm.kernel_time")
         self._step, self._sequence = value("vllm.host.step"), value("vllm.host.sequence")
         self._prompt, self._prompt_token = value("vllm.host.prompt"), value("vllm.host.prompt_token")
         self.rates: Mapping[str, float] = {
@@ -116,7 +116,7 @@ class VllmRun:
         if kernel.weight_bytes and any(part in offloaded for part in parts):
             size = kernel.weight_bytes * _touched(layer, kernel, tokens)
             amounts |= {"gpu0.h2d": size, "host.dram": size * gpus}
-        return ChainTask(kernel.name, Work(amounts, self._gap), "gpu0", kind)
+        return ChainTask(kernel.name, Work(amounts), "gpu0", kind)
 
     def _limit(self, kernel: Kernel, tokens: float) -> str:
         """What bounds a kernel by its arithmetic intensity: the matrix units or memory."""
@@ -149,7 +149,7 @@ class VllmRun:
     @property
     def attention_floor(self) -> Price:
         """Attention of next to nothing, all layers: one launch serves all sequences of a step."""
-        seconds = sum(a.count * (self._floor(a.members.layer) + self._gap) for a in self.alike)
+        seconds = sum(a.count * self._floor(a.members.layer) for a in self.alike)
         return Price(seconds, {"gpu0.hbm": seconds})
 
     def decode_attention(self, batch: float, context: float) -> Price:

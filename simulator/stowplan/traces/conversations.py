@@ -20,8 +20,6 @@ from stowplan.traces.trace import Blocks, Integers, Trace
 _ROUNDS = 16
 """Rounds in which requests that wanted to answer the same one choose again."""
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-
 
 @dataclass(frozen=True, slots=True)
 class Habits:
@@ -110,8 +108,9 @@ def _blocks(trace: Trace, session: Integers, habits: Habits, random: np.random.G
     common = place < habits.instruction_tokens // size
     # Blocks of a conversation are told apart by the turn that first had them: the same place may be written anew.
     writer = _writers(order, turn, previous, counts, offsets)
-    keys = np.where(common, np.repeat(instruction, counts), writer + habits.instructions)
-    return Blocks(offsets, _mixed(keys, place), size)
+    most = habits.instruction_tokens // size
+    shared = np.repeat(instruction, counts) * most + place
+    return Blocks(offsets, np.where(common, shared, habits.instructions * most + offsets[writer] + place), size)
 
 
 def _writers(order: Integers, turn: Integers, previous: Integers, counts: Integers, offsets: Integers) -> Integers:
@@ -133,11 +132,3 @@ def _writers(order: Integers, turn: Integers, previous: Integers, counts: Intege
         step = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
         writer[np.repeat(offsets[requests], kept) + step] = writer[np.repeat(offsets[before], kept) + step]
     return writer
-
-
-def _mixed(keys: Integers, place: Integers) -> Integers:
-    """Well-spread 64-bit hashes of (key, place)."""
-    value = keys.astype(np.uint64) * _ODD + place.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
-    return np.asarray((value ^ (value >> np.uint64(31))).view(np.int64))

@@ -1,6 +1,6 @@
 """Fit of an engine's host constants to its ``fit`` runs: ``python -m stowplan.validate.serving_fit ENGINE NAME``.
 
-Names are those of the engine's constants in seconds, one or more, such as ``host.request`` or ``kernel_gap``.
+Names are those of the engine's constants in seconds, one or more, such as ``host.request``.
 
 Kernel times stay as they are. The named constants move together until both latencies come as near to the measured ones
 as they can: request by request where they were logged, by mean and median where not. Runs that the clients overloaded

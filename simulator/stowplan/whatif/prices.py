@@ -140,11 +140,6 @@ class Relaxation:
             raise ValueError("the programme of a plan has a relaxed optimum")
         self.optimum: Relaxed = found
 
-    def with_room(self, tiers: Sequence[str], more: float) -> Placement:
-        """The programme with `more` bytes of room on each tier."""
-        room = {tier: size + (more if tier in tiers else 0.0) for tier, size in self._data.room.items()}
-        return replace(self._data, room=room)
-
     def with_figures(self, names: Sequence[str], factor: float) -> Placement:
         """The programme with its patterns priced at figures times `factor`."""
         setup = self._request.setup

@@ -17,7 +17,7 @@ SYSTEM = Published(
         Constant(
             "layers ahead",
             0,
-            "datasheet",
+            "fitted",
             "table of decode latencies: copying adds to the time without a cache in host memory, so copies run beside "
             "the attention of their own layer only",
         ),
