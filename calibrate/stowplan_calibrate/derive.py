@@ -10,7 +10,7 @@ from stowplan.errors import StowplanError
 from stowplan.machines.machine import Cpu, Disk, Gpu, Machine, Number, SourceKind
 from stowplan_calibrate.results import Record, Results
 
-_LEAST_SD = 0.01
+_LEAST_SD = 0.02
 """Relative standard deviation below which no figure is claimed to be known: two runs on one machine differ by that."""
 _Z95 = 1.96
 _LARGE_BLOCK = 2**18
@@ -112,9 +112,12 @@ def measured_gpu(gpu: Gpu, results: Results, index: int) -> Gpu:
 
 
 def number(record: Record, value: float, what: str) -> Number:
-    """A measured number: its value, its spread, and in words what was done, with what, when and how often."""
+    """A measured number: its value, its spread, and in words what was done, with what, when and how often.
+
+    The spread is that of the figure, but no less than the interference that the run saw: another run sees another.
+    """
     half = record.samples.half_width
-    sd = _LEAST_SD if math.isinf(half) else max(_LEAST_SD, half / _Z95)
+    sd = max(_LEAST_SD, record.samples.noise, 0.0 if math.isinf(half) else half / _Z95)
     return Number(value, SourceKind.MEASURED, _how(record, what), round(sd, 4))
 
 

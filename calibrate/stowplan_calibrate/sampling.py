@@ -223,7 +223,7 @@ def sample(
 
 
 def timed(work: Callable[[], object]) -> Callable[[], Taken]:
-    """A run for `sample` that times a Python call; a helper thread of its own does not count as time on the core."""
+    """A run for `sample` that times a Python call; threads that it starts do not count as time on the core."""
 
     def run() -> Taken:
         began, busy = time.perf_counter(), time.thread_time()

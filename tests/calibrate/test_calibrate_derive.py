@@ -124,7 +124,7 @@ def test_provenance_names_tool_date_clock_and_samples() -> None:
     for words in ("2026-11-21", "gcc 12.2", "3.00 GHz", "12 samples"):
         assert words in told
     assert machine.cpu.clock.sd is not None
-    assert machine.cpu.clock.sd >= 0.01
+    assert machine.cpu.clock.sd >= 0.02
 
 
 def test_what_was_not_measured_stays_as_it_was() -> None:

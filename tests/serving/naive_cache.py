@@ -54,8 +54,10 @@ class NaiveCachingEngine(NaiveEngine):
             return
         self.below[key] = None
         self.refresh(key)
-        while len(self.below) > self.host_blocks:
-            self.below.popitem(last=False)
+        if len(self.below) > self.host_blocks:
+            oldest = next(iter(self.below))
+            for other in [other for other in self.below if self.alike[other] == self.alike[oldest]]:
+                del self.below[other]
 
     def refresh(self, key: Key) -> None:
         same = [other for other in self.below if self.alike[other] == self.alike[key]]

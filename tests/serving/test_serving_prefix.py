@@ -77,9 +77,9 @@ def test_equals_the_oracle(scheduler: str, data: st.DataObject, step_time: StepT
 
 @pytest.mark.parametrize("scheduler", ["continuous", "chunked"])
 @settings(max_examples=100)
-@given(data=st.data(), limit=limits(), host=st.sampled_from([1, 3, 8, 40]))
+@given(data=st.data(), limit=limits(), host=st.sampled_from([112, 120]))
 def test_equals_the_oracle_with_host_memory(scheduler: str, data: st.DataObject, limit: Limits, host: int) -> None:
-    """Loads cost nothing, so that they are always worth while; computing does."""
+    """Loads cost nothing, so that they are always worth while; computing does. Host memory holds any one segment."""
     requests = data.draw(families(limit.block_tokens * data.draw(st.sampled_from([1, 2]))))
     steady = StepTime(((1, 1000 * TICK), (2, 2000 * TICK)), ((0, 0.0), (1, 0.0)), STEP_TIME.decode[:1], ())
     tier = Tier("host", host, {"h2d": 0.0}, 0.0)
@@ -93,10 +93,11 @@ def test_equals_the_oracle_with_host_memory(scheduler: str, data: st.DataObject,
     assert use.tiers[1].peak_blocks <= host
 
 
+@pytest.mark.parametrize("seed", [3, 4])
 @pytest.mark.parametrize("scheduler", ["continuous", "chunked"])
-def test_equals_the_oracle_under_pressure(scheduler: str) -> None:
+def test_equals_the_oracle_under_pressure(scheduler: str, seed: int) -> None:
     """Long enough for the lane to be left and entered again, with evictions and loads all along."""
-    random = np.random.default_rng(3)
+    random = np.random.default_rng(seed)
     chains: list[list[int]] = []
     for fresh in range(150):
         parent = chains[random.integers(len(chains))] if chains and random.random() < 0.7 else []
@@ -109,9 +110,9 @@ def test_equals_the_oracle_under_pressure(scheduler: str) -> None:
         prefix=blocks_of(chains, 32),
     )
     limit = Limits(kv_blocks=160, max_running=16, max_batched_tokens=512, watermark=0.0)
-    tier = Tier("host", 300, {"h2d": 0.0}, 0.0)
+    tier = Tier("host", 150, {"h2d": 0.0}, 0.0)
     found = replay(requests, STEP_TIME, limit, scheduler, Caching((tier,)))
-    oracle = _naive(requests, STEP_TIME, limit, chunked=scheduler == "chunked", host=300)
+    oracle = _naive(requests, STEP_TIME, limit, chunked=scheduler == "chunked", host=150)
     assert_conserved(found)
     assert found.preemptions.sum() > 3
     use = found.engines[0].cache

@@ -76,7 +76,7 @@ def test_least_recently_used_equals_sets_of_blocks(
     for action, segment, start, count in actions:
         end = min(start + count, _LONGEST)
         if action == "put":
-            hierarchy.put(0, segment, start, end, 1.0, 0.0)
+            hierarchy.put(segment, start, end, 1.0, 0.0)
             naive.put(0, segment, set(range(start, end)))
         else:
             level, until = hierarchy.find(segment, start)
@@ -110,7 +110,7 @@ def test_tiers_hold_what_was_written_and_no_more_than_they_may(
     for now, (action, segment, start, count) in enumerate(actions):
         end = min(start + count, _LONGEST)
         if action == "put":
-            hierarchy.put(0, segment, start, end, worths[segment], now * 0.5)
+            hierarchy.put(segment, start, end, worths[segment], now * 0.5)
             given_away |= {(segment, block) for block in range(start, end)}
         else:
             level, until = hierarchy.find(segment, start)
@@ -127,12 +127,12 @@ def test_tiers_hold_what_was_written_and_no_more_than_they_may(
 
 def test_a_writer_that_is_too_far_behind_drops_what_comes() -> None:
     hierarchy = Hierarchy([Tier("disk", 100, {"disk": 0.0}, 1.0, patience_s=2.0)], "lru")
-    hierarchy.put(0, 1, 0, 2, 1.0, 0.0)  # written until 2 s
-    hierarchy.put(0, 2, 0, 2, 1.0, 0.0)  # may wait for 2 s, and is written until 4 s
-    hierarchy.put(0, 3, 0, 2, 1.0, 0.0)  # would wait for 4 s
+    hierarchy.put(1, 0, 2, 1.0, 0.0)  # written until 2 s
+    hierarchy.put(2, 0, 2, 1.0, 0.0)  # may wait for 2 s, and is written until 4 s
+    hierarchy.put(3, 0, 2, 1.0, 0.0)  # would wait for 4 s
     assert hierarchy.find(3, 0) == (-1, 0)
-    hierarchy.put(0, 3, 0, 3, 1.0, 2.0)  # waits for 2 s
-    hierarchy.put(0, 1, 0, 2, 1.0, 2.0)  # is there: nothing to write, and nothing to drop
+    hierarchy.put(3, 0, 3, 1.0, 2.0)  # waits for 2 s
+    hierarchy.put(1, 0, 2, 1.0, 2.0)  # is there: nothing to write, and nothing to drop
     (traffic,) = hierarchy.traffic
     assert (traffic.written, traffic.dropped, traffic.busy_s) == (7, 2, 7.0)
     assert hierarchy.find(3, 1) == (0, 3)
@@ -141,7 +141,7 @@ def test_a_writer_that_is_too_far_behind_drops_what_comes() -> None:
 def test_what_leaves_a_tier_goes_to_the_next_and_then_nowhere() -> None:
     hierarchy = Hierarchy([Tier("host", 2, {"h": 0.0}, 0.0), Tier("disk", 3, {"d": 0.0}, 0.0)], "lru")
     for segment in range(4):
-        hierarchy.put(0, segment, 0, 2, 1.0, 0.0)
+        hierarchy.put(segment, 0, 2, 1.0, 0.0)
     assert hierarchy.held == [2, 3]
     assert hierarchy.find(3, 0) == (0, 2) and hierarchy.find(2, 0) == (1, 2)
     assert hierarchy.find(1, 0) == (1, 1), "the end of a segment goes before its beginning"

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 
-from stowplan.models.model import Layer, Model
+from stowplan.models import model_kv_bytes_per_token
+from stowplan.models.model import Layer, Model, Role
 from stowplan.ops import EXPERT_PARTS, FFN_PARTS, Part, part_of
 from stowplan.plan import Place, Plan, expand
-from stowplan.systems.base import DISK, RAM
+from stowplan.systems.base import DISK, RAM, Setup
 from stowplan.units import format_bytes
 
 GPU = "gpu"
@@ -62,6 +63,28 @@ def bytes_by_tier(model: Model, layers: Sequence[Mapping[str, Place]]) -> dict[s
 def layers_of(model: Model, plan: Plan) -> list[dict[str, Place]]:
     """Places of every layer of a plan."""
     return expand(plan.layers, len(model.layers), where="plan")
+
+
+def room_on_gpus(setup: Setup, plan: Plan, share: float) -> float:
+    """Bytes of layers that may be on GPUs where an engine keeps embedding and output there as well.
+
+    They are the plan's own, less what embedding and output displace.
+
+    Args:
+        setup: model and machine.
+        plan: the plan.
+        share: of the GPUs' memory that the engine takes.
+    """
+    model, layers = setup.model, layers_of(setup.model, plan)
+    held = bytes_by_tier(model, layers)[GPU]
+    edges = {GPU: 0.0, RAM: 0.0, DISK: 0.0}
+    for tensor in model.globals:
+        table = tensor.role in (Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING)
+        edges[tier_of(plan.embedding if table else plan.output)] += tensor.bytes
+    cached = sum(shares_of(places[Part.KV.value]).get(GPU, 0.0) for places in layers) / len(layers)
+    cache = cached * model_kv_bytes_per_token(model) * plan.workload.capacity * plan.workload.batch
+    free = share * sum(gpu.memory.value for gpu in setup.machine.gpus) - held - edges[GPU] - cache
+    return held - max(0.0, edges[RAM] + edges[DISK] - max(0.0, free))
 
 
 def misplaced(model: Model, wanted: Sequence[Mapping[str, Place]], got: Sequence[Mapping[str, Place]]) -> float:

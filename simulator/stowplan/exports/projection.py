@@ -12,7 +12,7 @@ from stowplan.planner.predict import make_setup, predict
 from stowplan.systems import list_systems, load_system
 from stowplan.systems.base import Setup
 
-_SAME = 0.01
+_SAME, _MANIFOLD = 0.01, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def predicted(setup: Setup, plan: Plan) -> tuple[Prediction | None, str]:
     try:
         return predict(own, plan, system), ""
     except StowplanError as error:
-        return None, str(error)
+        return None, f"stowplan does not predict this placement in {plan.system} ({error})"
 
 
 def _forks(plan: Plan) -> bool:
@@ -74,6 +74,8 @@ def _cost(title: str, wanted: Prediction, got: Prediction) -> str:
         speeds += f", first token {wanted.ttft_s:.3g} -> {got.ttft_s:.3g} s"
     if abs(ratio - 1) < _SAME:
         return f"The nearest that {title} can do takes as long ({speeds})."
+    if ratio >= _MANIFOLD:
+        return f"The nearest that {title} can do takes {ratio:.1f} times as long ({speeds})."
     amount = f"costs {100 * (ratio - 1):.0f} %" if ratio > 1 else f"saves {100 * (1 - ratio):.0f} %"
     return f"The nearest that {title} can do {amount} of a request's time ({speeds})."
 

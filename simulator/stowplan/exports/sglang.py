@@ -14,7 +14,7 @@ from stowplan.exports.base import Files, Names
 from stowplan.exports.checkpoints import check_checkpoint
 from stowplan.exports.flat_yaml import write_yaml
 from stowplan.exports.fused import EXPERTS, Moved, gpus_used, greedy, grouped, places, usable_gpus
-from stowplan.exports.places import GPU, bytes_by_tier, distance, layers_of
+from stowplan.exports.places import GPU, bytes_by_tier, distance, layers_of, room_on_gpus
 from stowplan.exports.sglang_flags import SglangFlags, config, flags_of, read_values, stated_flags
 from stowplan.models.model import Model
 from stowplan.plan import Place, Plan, run_lengths
@@ -23,6 +23,7 @@ from stowplan.systems.base import Setup
 CONFIG = "sglang.yaml"
 GIB = 2**30
 _LARGEST_GROUP = 16
+_SHARE = 0.9  # of the GPU's memory; the engine leaves about a tenth for activations by default
 _GROUPED = ("deepseek2", "deepseek3")
 
 
@@ -51,7 +52,7 @@ class SglangExporter:
             context_length=plan.workload.capacity,
             max_running_requests=plan.workload.batch,
         )
-        room = bytes_by_tier(model, wanted)[GPU]
+        room = room_on_gpus(setup, plan, _SHARE)
         best: tuple[tuple[float, float], SglangFlags] | None = None
         for flags in _candidates(model, base):
             got = realised(model, flags)

@@ -15,7 +15,7 @@ from stowplan.exports.base import Files, Names
 from stowplan.exports.checkpoints import check_checkpoint
 from stowplan.exports.flat_yaml import write_yaml
 from stowplan.exports.fused import DENSE, EXPERTS, budget_for, gpus_used, greedy, places, usable_gpus
-from stowplan.exports.places import GPU, bytes_by_tier, distance, layers_of
+from stowplan.exports.places import GPU, bytes_by_tier, distance, layers_of, room_on_gpus
 from stowplan.exports.vllm_flags import GIB, UTILIZATION, VllmFlags, config, flags_of, read_values, stated_flags
 from stowplan.models.model import Model
 from stowplan.plan import Place, Plan, run_lengths
@@ -54,7 +54,7 @@ class VllmExporter:
             max_model_len=plan.workload.capacity,
             cache="fp8" if str(plan.settings.get("cache_k", "f16")) == "q8_0" else "bf16",
         )
-        room = bytes_by_tier(model, wanted)[GPU]
+        room = room_on_gpus(setup, plan, UTILIZATION)
         best: tuple[tuple[float, float], VllmFlags] | None = None
         for flags in _candidates(model, base):
             got = places(model, flags.tensor_parallel, flags.moved(model))

@@ -16,6 +16,7 @@ from stowplan.serving.growth import steps_until, steps_within_blocks
 from stowplan.serving.prefix_cache import Found
 from stowplan.serving.queues import FirstCome
 
+_PINNED = (1 << 32) - 1
 Unfinished = tuple[int, int, int]
 """A prompt that was begun: request, tokens done, and tokens in all."""
 
@@ -45,7 +46,6 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
     per_sequence = tables.piece_sequence[0]
     started, first, finished, ends, phase = core.started, core.first, core.finished, core.ends, core.phase
     reused = core.reused
-    look_up = cache.look_up if cache is not None else None
     busy = core.link_busy if cache is not None and cache.links else None
     now, steps, batch, context = core.now, core.steps, core.batch, core.context
     free, lowest, head, prefills = core.free, core.lowest_free, waiting.next, 0
@@ -82,19 +82,29 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                 while budget and room and arrival[head] <= now:
                     length = prompt[head]
                     need, tokens = (length + round_up) // size, length
-                    if cache is not None and look_up is not None:
+                    if cache is not None:
                         if cache.loose_blocks > free:
                             cache.shrink(free, now)
-                        found = look_up(head, length, busy)
-                        need -= found.pinned
-                        if free - phase[start] - need < reserve:
+                        quick = cache.admit(head, length, free - phase[start] - reserve, now, free)
+                        if quick >= 0:
+                            need -= quick & _PINNED
+                            quick >>= 32
+                            if quick:
+                                tokens -= quick
+                                reused[head] = quick
+                        elif quick == -1:
                             break
-                        cache.take(head, length, found, now, free)
-                        tokens -= found.tokens
-                        if found.tokens:
-                            reused[head] = found.tokens
-                            if found.link_s:
-                                loads.append(found)
+                        else:
+                            found = cache.look_up(head, length, busy)
+                            need -= found.pinned
+                            if free - phase[start] - need < reserve:
+                                break
+                            cache.take(head, length, found, now, free)
+                            if found.tokens:
+                                tokens -= found.tokens
+                                reused[head] = found.tokens
+                                if found.link_s:
+                                    loads.append(found)
                     elif free - phase[start] - need < reserve:
                         break
                     started[head] = now

@@ -154,7 +154,7 @@ def _chunk_term(run: SerialRun, index: int, places: LayerPlaces, count: int, spa
     def features(tokens: int, past: int) -> tuple[float, float, float, float]:
         return visible_pairs(tokens, past, sight), cached_tokens(past, tokens, window), float(tokens), 1.0
 
-    tokens = [2**k for k in range(0, max(1, span.tokens.bit_length() - 1), 2)]
+    tokens = [2**k for k in range(1, max(2, span.tokens.bit_length() - 1), 2)]  # one token alone is a decode
     pasts = [0, *(4**k for k in range(1, max(2, (span.context.bit_length() + 1) // 2)))]
     points = [(q, p) for q in tokens for p in pasts]
     known = np.array([features(q, p) for q, p in points])

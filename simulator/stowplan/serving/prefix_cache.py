@@ -201,6 +201,55 @@ class PrefixCache:
         occupied = busy(tokens) if busy else (0.0,) * len(found.link_s)
         return found.latency_s + max(compute, *(s + o for s, o in zip(found.link_s, occupied, strict=True)))
 
+    def admit(self, request: int, length: int, room: int, now: float, free: int) -> int:
+        """`look_up` and `take` in one where nothing has to be loaded, for a caller in a hurry.
+
+        Args:
+            request, length: the prompt.
+            room: blocks that it may take.
+            now, free: as `take` has them.
+
+        Returns:
+            ``tokens << 32 | pinned`` of what was found; -1 where there is no room; -2 where the prompt is better looked
+            up, since some of it lies in a lower tier or it shares nothing any more.
+        """
+        if self._detached and request in self._detached:
+            return -2
+        present, holders, sizes = self._present, self._holders, self._sizes
+        chain = self._segments[self._offsets[request] : self._offsets[request + 1]]
+        blocks = pinned = 0
+        for segment in chain:
+            there = present[segment]
+            if there:
+                blocks += there
+                if holders[segment]:
+                    pinned += there
+            if there < sizes[segment]:
+                if self._below is not None and self._below.find(segment, there)[0] >= 0:
+                    return -2
+                break
+        if -(-length // self._block) - pinned > room:
+            return -1
+        most = (length - 1) // self._block
+        tokens = (blocks if blocks < most else most) * self._block
+        self.looked_up += length
+        self._taken += 1
+        if self._taken >= self._sample_at:
+            self._sample(now, free)
+        self.hits[0] += tokens
+        remove = self._loose.remove
+        for segment in chain:
+            if holders[segment]:
+                holders[segment] += 1
+                continue
+            there = present[segment]
+            if there:
+                remove(segment)
+                self.loose_blocks -= there
+            present[segment] = sizes[segment]
+            holders[segment] = 1
+        return tokens << 32 | pinned
+
     def take(self, request: int, length: int, found: Found, now: float, free: int) -> None:
         """The prompt is admitted: all of its whole blocks are its own or shared from now on.
 

@@ -9,8 +9,9 @@ takes ::
 output matrix and the sampling of the sequences that emit a token. The two attention terms are what attention costs
 above that of as many tokens without a past: linear in the sequences and in their context for decode (in pieces, where
 another resource binds), and for a chunk the largest of a few linear functions of its query-key pairs
-``q p + q (q + 1) / 2``, its cached tokens ``p + q`` and its tokens ``q``. A sliding window bounds the pairs and the
-cached tokens; in decode it is applied to the mean context, which for unlike contexts costs a little too much.
+``q p + q (q + 1) / 2``, its cached tokens ``p + q`` and its tokens ``q``. A chunk of one token is a decode: it runs the
+kernels of one query. A sliding window bounds the pairs and the cached tokens; in decode it is applied to the mean
+context, which for unlike contexts costs a little too much.
 """
 
 from __future__ import annotations
@@ -101,20 +102,25 @@ class StepTime:
 
     def chunk_attention(self, tokens: int, past: int = 0) -> float:
         """Seconds of attention of one chunk above that of as many tokens without a past."""
+        if tokens == 1:
+            piece = self.decode_piece(1, past)
+            return piece.per_sequence + piece.per_token * past
         return sum(term.seconds(tokens, past) for term in self.chunk)
 
     def fast_chunk_attention(self) -> Callable[[int, int], float]:
-        """`chunk_attention` for models whose layers all see everything by one linear function, without its loops."""
-        if len(self.chunk) != 1 or len(self.chunk[0].pieces) != 1:
+        """`chunk_attention` for models whose layers are alike and see everything, without its loops over terms."""
+        if len(self.chunk) != 1 or self.chunk[0].sight is not None or self.chunk[0].window is not None:
             return self.chunk_attention
-        term = self.chunk[0]
-        if term.sight is not None or term.window is not None:
-            return self.chunk_attention
-        ((per_pair, per_cached, per_token, fixed),) = term.pieces
+        pieces = self.chunk[0].pieces
 
         def seconds(tokens: int, past: int) -> float:
+            if tokens == 1:
+                return self.chunk_attention(1, past)
+            longest, cached = -inf, past + tokens
             pairs = tokens * past + 0.5 * tokens * (tokens + 1)
-            return per_pair * pairs + per_cached * (past + tokens) + per_token * tokens + fixed
+            for per_pair, per_cached, per_token, fixed in pieces:
+                longest = max(longest, per_pair * pairs + per_cached * cached + per_token * tokens + fixed)
+            return longest
 
         return seconds
 
@@ -156,14 +162,14 @@ class StepTime:
 
     def prompt_table(self, tokens: int) -> list[float]:
         """Attention of whole prompts of 0 to `tokens` tokens."""
-        q = np.arange(tokens + 1, dtype=np.float64)
-        total = np.zeros(tokens + 1)
+        q = np.arange(max(tokens, 1) + 1, dtype=np.float64)
+        total = np.zeros(len(q))
         for term in self.chunk:
             seen = np.minimum(q, inf if term.sight is None else float(term.sight))
             pairs = seen * (seen + 1) / 2 + (q - seen) * seen
             total += np.max([a * pairs + b * q + c * q + d for a, b, c, d in term.pieces], axis=0)
-        total[0] = 0.0
-        return [float(value) for value in total.tolist()]
+        total[:2] = 0.0, self.chunk_attention(1)
+        return [float(value) for value in total[: tokens + 1].tolist()]
 
 
 def at(knots: Knots, count: int) -> float:

@@ -2,7 +2,7 @@
 
 What leaves a tier is written to the one below it, where it is missing there, and what is read from a tier stays in it.
 Writes go in the background at the tier's speed; what would have to wait too long for its turn is dropped, as a writer
-with a bounded buffer drops it. A tier keeps a range of blocks of a segment, and parts with the end of it first.
+with a bounded buffer drops it. A full tier parts with whole segments.
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ class _Store:
     def join(self, segment: int, start: int, end: int) -> int:
         """Add ``[start, end)`` to what is held of a segment; returns the blocks that are new, 0 where none is."""
         held = self.ranges[segment]
+        if len(held) == 1 and held[0][0] == end:  # the usual case: a segment leaves the tier above end first
+            self.ranges[segment] = ((start, held[0][1]),)
+            return end - start
         new = end - start - sum(max(0, min(end, last) - max(start, first)) for first, last in held)
         if new:
             apart = [each for each in held if each[1] < start or end < each[0]]
@@ -89,23 +92,6 @@ class _Store:
                     start, end = min(start, first), max(end, last)
             self.ranges[segment] = tuple(sorted([*apart, (start, end)]))
         return new
-
-    def cut(self, segment: int, most: int) -> tuple[int, int]:
-        """Take up to `most` blocks off the last range; returns the range that is gone."""
-        held = self.ranges[segment]
-        first, last = held[-1]
-        if last - first <= most:
-            held = held[:-1]
-        else:
-            first = last - most
-            held = (*held[:-1], (held[-1][0], first))
-        self.used -= last - first
-        if held:
-            self.ranges[segment] = held
-        else:
-            del self.ranges[segment], self.worth[segment]
-            self.order.remove(segment)
-        return first, last
 
 
 class Hierarchy:
@@ -177,8 +163,10 @@ class Hierarchy:
         below = level + 1 < len(self._stores)
         while store.used > tier.blocks:
             going = store.order.first()
-            value = store.worth[going]
-            first, last = store.cut(going, store.used - tier.blocks)
-            traffic.evicted += last - first
-            if below:
-                self._put(level + 1, going, first, last, value, now)
+            store.order.remove(going)
+            value = store.worth.pop(going)
+            for first, last in reversed(ranges.pop(going)):
+                store.used -= last - first
+                traffic.evicted += last - first
+                if below:
+                    self._put(level + 1, going, first, last, value, now)
