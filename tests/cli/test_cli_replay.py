@@ -366,7 +366,7 @@ PLAIN = b"arrival_s,prompt_tokens,output_tokens\n"
         (gzip.compress(PLAIN + b"0,5,1\n" * 1000)[:-12], "damaged gzip"),
         (b"", "is empty"),
         (
-            b"arrival_s,prompt_tokens,output_tokens,prefix_hashes\n" + b"0,48,1,1 2\n" * 3,
+            b"arrival_s,prompt_tokens,output_tokens,prefix_hashes\n0,24,1,1\n0,25,1,1 2\n",
             "no whole number of cache blocks of 16 tokens",
         ),
     ],

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stowplan.serving.ahead import replay_ahead
 from stowplan.serving.answers import ttft_s
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import State
@@ -90,7 +89,7 @@ def loads(draw: st.DrawFn) -> Requests:
 @settings(deadline=None, max_examples=40)
 @given(loads())
 def test_equals_an_engine_that_plans_each_step_during_the_one_before(requests: Requests) -> None:
-    done = replay_ahead(requests, STEP_TIME, ROOMY)
+    done = replay(requests, STEP_TIME, ROOMY, "chunked", ahead=True)
     first, last = stepped(requests, ROOMY)
     assert done.first_token_s == pytest.approx(first, abs=1e-9)
     assert done.finished_s == pytest.approx(last, abs=1e-9)
@@ -99,7 +98,7 @@ def test_equals_an_engine_that_plans_each_step_during_the_one_before(requests: R
 
 def test_an_arrival_in_a_busy_engine_waits_for_two_steps_and_an_idle_one_takes_it_at_once() -> None:
     requests = Requests.of([0.0, 1.0], [1, 1], [1000, 2])
-    late = ttft_s(replay_ahead(requests, STEP_TIME, ROOMY))
+    late = ttft_s(replay(requests, STEP_TIME, ROOMY, "chunked", ahead=True))
     soon = ttft_s(replay(requests, STEP_TIME, ROOMY, "chunked"))
     assert late[0] == soon[0]
     one_step = STEP_TIME.seconds(1, 90)
@@ -108,7 +107,7 @@ def test_an_arrival_in_a_busy_engine_waits_for_two_steps_and_an_idle_one_takes_i
 
 def test_clients_that_give_up_are_counted() -> None:
     limits = Limits(kv_blocks=100, max_running=1, max_batched_tokens=64, watermark=0.0, patience_s=1.0)
-    done = replay_ahead(Requests.of([0.0, 0.1, 0.2], [10, 10, 10], [60, 60, 60]), STEP_TIME, limits)
+    done = replay(Requests.of([0.0, 0.1, 0.2], [10, 10, 10], [60, 60, 60]), STEP_TIME, limits, "chunked", ahead=True)
     assert done.counts["finished"] == 1
     assert done.counts["timed_out"] == 2
     assert done.state[0] == State.FINISHED

@@ -22,9 +22,13 @@ from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import StepTime
 
 
-def _side_by_side(requests: Requests, step_time: StepTime, limit: Limits, *, chunked: bool, engines: int) -> list[float]:
+def _side_by_side(
+    requests: Requests, step_time: StepTime, limit: Limits, *, chunked: bool, engines: int
+) -> list[float]:
     """When each request finishes on engines that are stepped one by one; the least loaded takes a request."""
-    rows = zip(requests.arrival_s.tolist(), requests.prompt_tokens.tolist(), requests.output_tokens.tolist(), strict=True)
+    rows = zip(
+        requests.arrival_s.tolist(), requests.prompt_tokens.tolist(), requests.output_tokens.tolist(), strict=True
+    )
     everyone = [(*row, 0) for row in rows]
     fleet = [NaiveEngine([], step_time, limit, chunked=chunked) for _ in range(engines)]
     sequences = NaiveEngine(everyone, step_time, limit, chunked=chunked).coming

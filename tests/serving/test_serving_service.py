@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from stowplan.errors import InputError
-from stowplan.serving.ahead import replay_ahead
 from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
 from stowplan.serving.fleet import Migration, replay_fleet
 from stowplan.serving.from_plan import Engine
@@ -80,7 +79,7 @@ def test_prompts_apart_take_no_cache_and_no_migration(requests: Requests) -> Non
 
 def test_one_step_ahead_and_time_outside_the_scheduler(requests: Requests) -> None:
     service = Service(ENGINE, "chunked", CACHING, ahead=True, request_s=0.25)
-    alone = replay_ahead(requests, STEP_TIME, LIMITS, CACHING)
+    alone = replay(requests, STEP_TIME, LIMITS, "chunked", CACHING, ahead=True)
     assert_alike(service.replay(requests), alone, later_s=0.25)
     together = replace(service, engines=2).replay(requests)
     assert_alike(

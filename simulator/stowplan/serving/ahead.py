@@ -8,19 +8,10 @@ from __future__ import annotations
 
 from math import inf
 
-import numpy as np
-
-from stowplan.errors import InputError
-from stowplan.serving.chains import Chains
-from stowplan.serving.chunked import Chunked
 from stowplan.serving.core import Core
 from stowplan.serving.limits import Limits
-from stowplan.serving.outcome import Record, Replay
 from stowplan.serving.prefix_cache import PrefixCache
 from stowplan.serving.queues import Pool, WaitingQueue
-from stowplan.serving.replay import LONGEST_REQUEST, Caching, queue_of
-from stowplan.serving.requests import Requests
-from stowplan.serving.step_time import StepTime
 from stowplan.serving.tables import StepTables
 
 
@@ -33,6 +24,23 @@ class AheadCore(Core):
 
     before = 0.0
     _now = 0.0
+
+    @staticmethod
+    def behind(
+        prompt: list[int],
+        output: list[int],
+        waiting: WaitingQueue,
+        tables: StepTables,
+        limits: Limits,
+        *,
+        cache: PrefixCache | None = None,
+        patience_s: float = inf,
+    ) -> AheadCore:
+        """A core that sees its queue one step late; the arguments are those of `Core`."""
+        late = ScheduledAhead(waiting)
+        core = AheadCore(prompt, output, late, tables, limits, cache=cache, patience_s=patience_s)
+        core.impatient, late.core = isinstance(waiting, Pool), core
+        return core
 
     @property
     def now(self) -> float:
@@ -99,42 +107,3 @@ class ScheduledAhead(WaitingQueue):
     def arrival_of(self, request: int) -> float:
         """See `WaitingQueue`."""
         return self._inner.arrival_of(request)
-
-
-def replay_ahead(requests: Requests, step_time: StepTime, limits: Limits, caching: Caching | None = None) -> Replay:
-    """Chunked prefill, every step scheduled while the one before it runs.
-
-    Args:
-        requests, step_time, limits, caching: as `stowplan.serving.replay.replay` takes them.
-
-    Raises:
-        InputError: a request that could run is longer than 2^24 tokens.
-    """
-    longest = requests.prompt_tokens + requests.output_tokens - 1
-    rows = np.flatnonzero(longest <= limits.longest)
-    if len(rows) and int(longest[rows].max()) > LONGEST_REQUEST:
-        raise InputError(f"requests: one has {int(longest[rows].max())} tokens; a replay takes up to {LONGEST_REQUEST}")
-    runnable = requests if len(rows) == len(requests) else requests.take(rows)
-    tables = StepTables(step_time, int(longest[rows].max(initial=1)), limits)
-    cache = None
-    if caching is not None and runnable.prefix is not None:
-        chains = Chains.from_blocks(runnable.prefix, runnable.prompt_tokens, limits.block_tokens)
-        cache = PrefixCache(chains, tables, caching.tiers, caching.eviction)
-    queue = queue_of(runnable, limits, "")
-    late = ScheduledAhead(queue)
-    core = AheadCore(
-        runnable.prompt_tokens.tolist(),
-        runnable.output_tokens.tolist(),
-        late,
-        tables,
-        limits,
-        cache=cache,
-        patience_s=inf if limits.patience_s is None else limits.patience_s,
-    )
-    late.core = core
-    core.impatient = isinstance(queue, Pool)
-    Chunked(core).run()
-    core.waiting = queue  # who gave up is in the queue's own account
-    record = Record(requests, "chunked, one step ahead")
-    record.add(core, rows, caching.tiers if caching is not None else ())
-    return record.result()

@@ -18,7 +18,6 @@ from stowplan.errors import NotExpressible
 from stowplan.models.model import Attention, LatentAttention, Layer
 from stowplan.ops import cached_tokens, visible_pairs
 from stowplan.plan import Plan
-from stowplan.serving.ahead import replay_ahead
 from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
 from stowplan.serving.from_plan import Engine
 from stowplan.serving.limits import Limits
@@ -109,10 +108,7 @@ def replay_vllm(requests: Requests, vllm: VllmEngine, patience_s: float | None =
     """
     limits = replace(vllm.engine.limits, patience_s=patience_s)
     caching = Caching() if vllm.prefix_caching else None
-    if vllm.ahead:
-        done = replay_ahead(requests, vllm.engine.step_time, limits, caching)
-    else:
-        done = replay(requests, vllm.engine.step_time, limits, vllm.scheduler, caching)
+    done = replay(requests, vllm.engine.step_time, limits, vllm.scheduler, caching, ahead=vllm.ahead)
     return _seen_by_clients(done, vllm.request_s)
 
 

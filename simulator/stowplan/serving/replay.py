@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import InputError, UnknownName
+from stowplan.serving.ahead import AheadCore
 from stowplan.serving.chains import Chains
 from stowplan.serving.chunked import Chunked
 from stowplan.serving.continuous import Continuous
@@ -76,6 +77,8 @@ def replay(
     limits: Limits,
     scheduler: str = "continuous",
     caching: Caching | None = None,
+    *,
+    ahead: bool = False,
 ) -> Replay:
     """Replay requests through one engine; the same arguments give the same result to the last bit.
 
@@ -85,6 +88,7 @@ def replay(
         limits: what the engine holds and admits.
         scheduler: one of `list_schedulers`.
         caching: prefix cache; None for none. Requests whose blocks are unknown share nothing.
+        ahead: whether the engine schedules every step while the one before it runs; see `stowplan.serving.ahead`.
 
     Raises:
         UnknownName: no such scheduler.
@@ -98,16 +102,19 @@ def replay(
     if caching is not None and runnable.prefix is not None:
         chains = Chains.from_blocks(runnable.prefix, runnable.prompt_tokens, limits.block_tokens)
         cache = PrefixCache(chains, tables, caching.tiers, caching.eviction)
-    core = Core(
+    queue = queue_of(runnable, limits, policy.key)
+    make = AheadCore.behind if ahead else Core
+    core = make(
         runnable.prompt_tokens.tolist(),
         runnable.output_tokens.tolist(),
-        queue_of(runnable, limits, policy.key),
+        queue,
         tables,
         limits,
         cache=cache,
         patience_s=limits.patience,
     )
     policy.make(core).run()
+    core.waiting = queue  # who gave up is in the queue's own account
     record = Record(requests, scheduler)
     record.add(core, rows, caching.tiers if caching is not None else ())
     return record.result()

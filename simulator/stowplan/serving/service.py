@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from stowplan.errors import InputError
-from stowplan.serving.ahead import replay_ahead
 from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
 from stowplan.serving.fleet import Migration, replay_fleet
 from stowplan.serving.from_plan import Engine
@@ -78,6 +77,4 @@ class Service:
                 migration=self.migration,
                 caching=self.caching,
             )
-        if self.ahead:
-            return replay_ahead(requests, step_time, limits, self.caching)
-        return replay(requests, step_time, limits, self.scheduler, self.caching)
+        return replay(requests, step_time, limits, self.scheduler, self.caching, ahead=self.ahead)
