@@ -126,12 +126,13 @@ def test_vllm_has_its_own_scheduler_and_cache(mooncake: str) -> None:
     result = run("replay", mooncake, *VLLM, "--head", "150", "--slo", "ttft=5s,tpot=100ms", "--json")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.output)
-    assert (answer["system"], answer["scheduler"]) == ("vllm", "chunked, one step ahead")
+    assert (answer["system"], answer["scheduler"], answer["scheduled_ahead"]) == ("vllm", "chunked", True)
     assert answer["counts"]["finished"] == 150
     assert 0.0 < answer["hit_rate"] < 1.0
     apart = run("replay", mooncake, *VLLM, "--head", "150", "--prompt-engines", "1", "--handover", "50GB/s", "--json")
     assert apart.exit_code == 0, apart.output
-    assert json.loads(apart.output)["engines"] == 2 and json.loads(apart.output)["hit_rate"] is None
+    answer = json.loads(apart.output)
+    assert (answer["engines"], answer["hit_rate"], answer["scheduled_ahead"]) == (2, None, False)
 
 
 def test_vllm_takes_sequences_and_tokens_from_the_options() -> None:
@@ -366,7 +367,7 @@ PLAIN = b"arrival_s,prompt_tokens,output_tokens\n"
         (gzip.compress(PLAIN + b"0,5,1\n" * 1000)[:-12], "damaged gzip"),
         (b"", "is empty"),
         (
-            b"arrival_s,prompt_tokens,output_tokens,prefix_hashes\n0,24,1,1\n0,25,1,1 2\n",
+            b"arrival_s,prompt_tokens,output_tokens,prefix_hashes\n0,8,1,1\n0,24,1,1 2 3\n",
             "no whole number of cache blocks of 16 tokens",
         ),
     ],

@@ -106,6 +106,15 @@ def test_a_mix_scaled_to_a_size_has_exactly_that_size(spec: str) -> None:
     assert 8 * sum(t.bytes for t in experts) / sum(t.elements for t in experts) == pytest.approx(bits, abs=1e-4)
 
 
+def test_one_format_of_stated_size_is_that_of_the_experts_alone() -> None:
+    model = load_model("deepseek-v3", "iq1_s_r4@130.2GiB")
+    assert model.weight_bytes == round(130.2 * 2**30)
+    others = {t.format for t in model.tensors if t.role not in EXPERT_ROLES and t.name.endswith("weight")}
+    assert others == {"q6_k", "f32"}
+    dense = load_model("llama-3.1-8b", "iq2_k_r4@3GiB")  # nothing is routed: the size is that of the feed-forward blocks
+    assert "q6_k" not in {t.format for t in dense.layers[5].tensors}
+
+
 def test_bits_per_weight_as_a_mix() -> None:
     for key in ("llama-3.1-8b", "deepseek-v3"):
         model = load_model(key, "3.5bpw")

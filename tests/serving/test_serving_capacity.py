@@ -27,7 +27,7 @@ SERVICE = Service(ENGINE, "chunked")
 
 
 def steady(count: int = 200, gap: float = 0.5) -> Trace:
-    return Trace("steady", np.arange(count) * gap, np.full(count, 100), np.full(count, 20))
+    return Trace("steady", np.arange(count, dtype=np.float64) * gap, np.full(count, 100), np.full(count, 20))
 
 
 def attainment(service: Service, trace: Trace, objective: Objective) -> float:

@@ -17,7 +17,7 @@ _LONGEST = 8
 
 
 class NaiveTiers:
-    """Sets of blocks; the segment whose use is the longest ago loses its last blocks first."""
+    """Sets of blocks; the segment whose use is the longest ago goes as a whole, its last range first."""
 
     def __init__(self, capacities: list[int]) -> None:
         self.capacities = capacities
@@ -42,16 +42,15 @@ class NaiveTiers:
         if blocks <= held.get(segment, set()):
             return
         held[segment] = held.pop(segment, set()) | blocks
-        while (over := sum(map(len, held.values())) - self.capacities[level]) > 0:
+        while sum(map(len, held.values())) > self.capacities[level]:
             going = next(iter(held))
-            last = max(held[going])
-            run = {last}
-            while len(run) < over and min(run) - 1 in held[going]:
-                run.add(min(run) - 1)
-            held[going] -= run
-            if not held[going]:
-                del held[going]
-            self.put(level + 1, going, run)
+            blocks = held.pop(going)
+            while blocks:
+                run = {max(blocks)}
+                while min(run) - 1 in blocks:
+                    run.add(min(run) - 1)
+                blocks -= run
+                self.put(level + 1, going, run)
 
 
 actions = st.lists(
@@ -72,7 +71,7 @@ def test_least_recently_used_equals_sets_of_blocks(
     actions: list[tuple[str, int, int, int]], capacities: list[int]
 ) -> None:
     tiers = [Tier(f"t{i}", blocks, {"link": 0.0}, 0.0) for i, blocks in enumerate(capacities)]
-    hierarchy, naive = Hierarchy(tiers, "lru"), NaiveTiers(capacities)
+    hierarchy, naive = Hierarchy(tiers, "lru", 1000), NaiveTiers(capacities)
     for action, segment, start, count in actions:
         end = min(start + count, _LONGEST)
         if action == "put":
@@ -85,6 +84,7 @@ def test_least_recently_used_equals_sets_of_blocks(
                 hierarchy.read(level, segment, until - start)
                 naive.read(level, segment)
         assert hierarchy.held == [sum(map(len, held.values())) for held in naive.levels]
+        assert hierarchy.copies[:6] == [sum(name in held for held in naive.levels) for name in range(6)]
     for segment in range(6):
         for block in range(_LONGEST):
             assert hierarchy.find(segment, block) == naive.find(segment, block)
@@ -105,7 +105,7 @@ def test_tiers_hold_what_was_written_and_no_more_than_they_may(
     write_s: float,
     worths: list[float],
 ) -> None:
-    hierarchy = Hierarchy([Tier(f"t{i}", n, {"link": 0.0}, write_s) for i, n in enumerate(capacities)], eviction)
+    hierarchy = Hierarchy([Tier(f"t{i}", n, {"link": 0.0}, write_s) for i, n in enumerate(capacities)], eviction, 1000)
     given_away: set[tuple[int, int]] = set()
     for now, (action, segment, start, count) in enumerate(actions):
         end = min(start + count, _LONGEST)
@@ -126,7 +126,7 @@ def test_tiers_hold_what_was_written_and_no_more_than_they_may(
 
 
 def test_a_writer_that_is_too_far_behind_drops_what_comes() -> None:
-    hierarchy = Hierarchy([Tier("disk", 100, {"disk": 0.0}, 1.0, patience_s=2.0)], "lru")
+    hierarchy = Hierarchy([Tier("disk", 100, {"disk": 0.0}, 1.0, patience_s=2.0)], "lru", 1000)
     hierarchy.put(1, 0, 2, 1.0, 0.0)  # written until 2 s
     hierarchy.put(2, 0, 2, 1.0, 0.0)  # may wait for 2 s, and is written until 4 s
     hierarchy.put(3, 0, 2, 1.0, 0.0)  # would wait for 4 s
@@ -139,13 +139,13 @@ def test_a_writer_that_is_too_far_behind_drops_what_comes() -> None:
 
 
 def test_what_leaves_a_tier_goes_to_the_next_and_then_nowhere() -> None:
-    hierarchy = Hierarchy([Tier("host", 2, {"h": 0.0}, 0.0), Tier("disk", 3, {"d": 0.0}, 0.0)], "lru")
+    hierarchy = Hierarchy([Tier("host", 2, {"h": 0.0}, 0.0), Tier("disk", 3, {"d": 0.0}, 0.0)], "lru", 1000)
     for segment in range(4):
         hierarchy.put(segment, 0, 2, 1.0, 0.0)
-    assert hierarchy.held == [2, 3]
-    assert hierarchy.find(3, 0) == (0, 2) and hierarchy.find(2, 0) == (1, 2)
-    assert hierarchy.find(1, 0) == (1, 1), "the end of a segment goes before its beginning"
-    assert hierarchy.find(0, 0) == (-1, 0)
+    assert hierarchy.held == [2, 2]
+    assert hierarchy.find(3, 0) == (0, 2) and hierarchy.find(2, 1) == (1, 2)
+    assert hierarchy.find(1, 0) == hierarchy.find(0, 0) == (-1, 0)
+    assert hierarchy.copies[:6] == [0, 0, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize(

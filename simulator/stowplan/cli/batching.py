@@ -80,50 +80,9 @@ def batch(
     if output is not None:
         write_batches(Path(output), best, runs)
     if json:
-        tables.print_verbatim(_document(chosen, asked, best, others))
+        tables.print_verbatim(as_json(batching_document(chosen, asked, best, others)))
         return
     tables.print_lines(_answer(chosen, asked, best, others, output))
-
-
-def _document(chosen: Chosen, asked: Requests, best: Batching, others: Mapping[str, Batching]) -> str:
-    """The answer as JSON; the time that it took is left out, so that the same input gives the same bytes."""
-    import json
-
-    cost = chosen.fitted.cost
-    answer: dict[str, Any] = {
-        "schema_version": "stowplan.batching/1",
-        "requests": len(asked),
-        "plan": chosen.planned.plan.model_dump(mode="json"),
-        "limits": {"cache_tokens": chosen.limits.cache_tokens, "max_batch": chosen.limits.max_batch},
-        "cost": {
-            "step_s": cost.step_s,
-            "context_s": cost.context_s,
-            "pass_s": cost.pass_s,
-            "token_s": cost.token_s,
-            "pair_s": cost.pair_s,
-            "micro_batch": cost.micro_batch,
-            "decode_error": chosen.fitted.decode_error,
-            "prefill_error": chosen.fitted.prefill_error,
-        },
-        "method": best.method,
-        "makespan_s": best.makespan_s,
-        "bound_s": best.bound_s,
-        "bounds_s": dict(best.bounds),
-        "gap": best.gap,
-        "batches": [
-            {
-                "requests": each.requests,
-                "prefill_s": each.time.prefill_s,
-                "decode_s": each.time.decode_s,
-                "reserved_tokens": each.reserved,
-            }
-            for each in best.batches
-        ],
-        "others": {
-            name: {"makespan_s": other.makespan_s, "batches": len(other.batches)} for name, other in others.items()
-        },
-    }
-    return json.dumps(answer, indent=2, allow_nan=False)
 
 
 def _answer(

@@ -80,7 +80,8 @@ def show(
 ) -> None:
     """What was measured, point by point, or the numbers of a profile."""
     from stowplan.cli import inputs, tables
-    from stowplan.cli.calibration_tables import profile_lines, profile_rows, results_lines, results_rows
+    from stowplan.cli.calibration_document import measurements_document, profile_document
+    from stowplan.cli.calibration_tables import profile_lines, results_lines
     from stowplan.cli.documents import as_json
     from stowplan_calibrate.profile import read_profile
     from stowplan_calibrate.results import read_results
@@ -92,7 +93,7 @@ def show(
             raise InputError(f"--html draws measurements; give the results' folder, not the profile {what}")
         document = read_profile(path)
         if json:
-            tables.print_verbatim(as_json(profile_rows(document)))
+            tables.print_verbatim(as_json(profile_document(document)))
         else:
             tables.print_lines(profile_lines(document))
         return
@@ -100,7 +101,7 @@ def show(
     if html is not None:
         _write_page(Path(html), path)
     if json:
-        tables.print_verbatim(as_json(results_rows(results)))
+        tables.print_verbatim(as_json(measurements_document(results)))
     else:
         tables.print_lines(results_lines(results))
 
@@ -114,13 +115,14 @@ def compare(
 ) -> None:
     """Numbers of two profiles that differ, and whether by more than they are known."""
     from stowplan.cli import tables
-    from stowplan.cli.calibration_tables import difference_lines, difference_rows
+    from stowplan.cli.calibration_document import differences_document
+    from stowplan.cli.calibration_tables import difference_lines
     from stowplan.cli.documents import as_json
     from stowplan_calibrate.profile_pairs import differences
 
     found = differences(_profile(first), _profile(second))
     if json:
-        tables.print_verbatim(as_json(difference_rows(found)))
+        tables.print_verbatim(as_json(differences_document(found)))
     else:
         tables.print_lines(difference_lines(found))
 
@@ -159,7 +161,8 @@ def fit(
     """Fit an engine's constants to its own benchmark, and write them into the profile."""
     from stowplan.cli import tables
     from stowplan.cli.calibration_fit import fit_llama_bench, fit_serving, serving_runs
-    from stowplan.cli.calibration_tables import engine_lines, engine_rows, serving_lines
+    from stowplan.cli.calibration_document import ServingFitDocument, engine_fit_document
+    from stowplan.cli.calibration_tables import engine_lines, serving_lines
     from stowplan.cli.documents import as_json
     from stowplan_calibrate.engine_logs import kind_of_log, read_llama_bench
     from stowplan_calibrate.profile import constants_document, write_profile
@@ -172,7 +175,7 @@ def fit(
     if kinds != {"llama-bench"}:
         found = fit_serving([run for path in paths for run in serving_runs(path)])
         if json:
-            tables.print_verbatim(as_json(found))
+            tables.print_verbatim(as_json(ServingFitDocument.model_validate(found)))
         else:
             tables.print_lines(serving_lines(found))
         return
@@ -182,7 +185,7 @@ def fit(
         constants = constants_document(result.fit.constants, result.dimensions)
         write_profile(Path(output), merged(document, {"constants": constants}))
     if json:
-        tables.print_verbatim(as_json(engine_rows(result.fit)))
+        tables.print_verbatim(as_json(engine_fit_document(result.fit)))
     else:
         tables.print_lines(engine_lines(result.fit, output))
 

@@ -1,14 +1,15 @@
-"""Calibrations as tables for people and as rows for programs."""
+"""Calibrations as tables for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stowplan.cli.calibration_document import profile_document
 from stowplan.cli.tables import Line, blocks, labelled, paragraph, table
 from stowplan.units import format_rate, format_seconds
 from stowplan_calibrate.engine_fit import Compared, EngineFit, errors
-from stowplan_calibrate.profile_pairs import Difference, numbers_of
+from stowplan_calibrate.profile_pairs import Difference
 
 if TYPE_CHECKING:
     from stowplan_calibrate.results import Record, Results
@@ -34,50 +35,16 @@ def results_lines(results: Results) -> list[Line]:
     return blocks(table(header, rows, numbers=(2, 3, 4)), left_out)
 
 
-def results_rows(results: Results) -> list[dict[str, Any]]:
-    """Every point for programs, raw samples included."""
-    return [
-        {
-            "name": record.name,
-            "group": record.group,
-            "parameters": dict(record.parameters),
-            "seconds": record.samples.figure,
-            "rates": {amount: record.rate(amount) for amount in record.amounts},
-            "noise": record.samples.noise,
-            "throttled": record.samples.throttled,
-            "samples": list(record.samples.seconds),
-            "date": record.date,
-        }
-        for record in results.records
-    ]
-
-
 def profile_lines(document: Mapping[str, Any]) -> list[Line]:
     """Every number of a profile with its source, the measured ones first."""
     rows = [
-        [row["path"], str(row["value"]), row["source"], _percent(row["sd"]), row["where"]]
-        for row in profile_rows(document)
+        [row.path, str(row.value), row.source, _percent(row.sd), row.where]
+        for row in profile_document(document).root
     ]
     kinds = [row[2] for row in rows]
     told = f"{kinds.count('measured')} of {len(kinds)} numbers measured, {kinds.count('fitted')} fitted"
     header = ["number", "value", "known by", "+-", "how"]
     return blocks(paragraph(f"{document['name']}", "answer"), table(header, rows, numbers=(1, 3)), paragraph(told))
-
-
-def profile_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every number of a profile for programs."""
-    order = ("measured", "fitted", "datasheet", "assumed")
-    found = [
-        {
-            "path": path,
-            "value": entry["value"],
-            "source": entry["source"],
-            "sd": entry.get("sd"),
-            "where": entry["where"],
-        }
-        for path, entry in numbers_of(document).items()
-    ]
-    return sorted(found, key=lambda row: (order.index(row["source"]), row["path"]))
 
 
 def difference_lines(found: Sequence[Difference]) -> list[Line]:
@@ -97,20 +64,6 @@ def difference_lines(found: Sequence[Difference]) -> list[Line]:
     return blocks(table(["number", "first", "second", "ratio", ""], rows, numbers=(1, 2, 3)))
 
 
-def difference_rows(found: Sequence[Difference]) -> list[dict[str, Any]]:
-    """Numbers that differ, for programs."""
-    return [
-        {
-            "path": each.path,
-            "first": each.first,
-            "second": each.second,
-            "ratio": each.ratio,
-            "beyond_noise": each.beyond_noise,
-        }
-        for each in found
-    ]
-
-
 def engine_lines(fit: EngineFit, output: str | None) -> list[Line]:
     """What a fit changed, and what it is worth."""
     rows = [[name, f"{number.value:.4g}", _percent(number.sd)] for name, number in sorted(fit.constants.items())]
@@ -122,25 +75,6 @@ def engine_lines(fit: EngineFit, output: str | None) -> list[Line]:
     ]
     where = f"written to {output}" if output else "add -o FILE.toml to keep them"
     return blocks(said, table(["constant", "value", "+-"], rows, numbers=(1, 2)), paragraph(where, "faint"))
-
-
-def engine_rows(fit: EngineFit) -> dict[str, Any]:
-    """A fit for programs."""
-    return {
-        "constants": {
-            name: {"value": number.value, "sd": number.sd, "where": number.source}
-            for name, number in fit.constants.items()
-        },
-        "rows": [
-            {"label": each.row.label, "phase": each.row.phase, "seconds": each.row.seconds, "predicted": each.predicted}
-            for each in fit.after
-        ],
-        "held_out": [
-            {"label": each.row.label, "phase": each.row.phase, "seconds": each.row.seconds, "predicted": each.predicted}
-            for each in fit.held_out
-        ],
-        "set_aside": list(fit.rejected),
-    }
 
 
 def serving_lines(found: Mapping[str, Any]) -> list[Line]:

@@ -225,6 +225,7 @@ def _document(trace: Trace, served: Served, answers: Answers, scheduler: str) ->
         "machine": served.setup.machine.name,
         "system": served.plan.system,
         "scheduler": scheduler,
+        "scheduled_ahead": served.ahead,
         "cache_tokens": served.engine.cache_tokens,
         **asdict(answers),
     }
@@ -290,7 +291,10 @@ def replay_answer(
     if any(spent):
         lines.append(f"  costs      {', '.join(text for text in spent if text)}, at most")
     error = served.engine.step_time.largest_error
-    lines.append(f"  engine     {served.plan.system}, {scheduler}; step times within {error:.1%} of the engine's model")
+    ahead = ", one step ahead" if served.ahead else ""
+    lines.append(
+        f"  engine     {served.plan.system}, {scheduler}{ahead}; step times within {error:.1%} of the engine's model"
+    )
     return lines
 
 

@@ -80,6 +80,11 @@ class Served:
         """One engine of the service."""
         return self.service.engine
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the replay lets the engine schedule a step while the one before it runs."""
+        return self.service.ahead and self.service.machines == 1
+
 
 def trace_of(options: TraceOptions) -> Trace:
     """The trace that is asked for.

@@ -33,22 +33,12 @@ Replace = Annotated[bool, typer.Option("--replace", help="Write over a file that
 def list_traces(json: Json = False) -> None:
     """List named traces."""
     from stowplan.cli.documents import as_json
+    from stowplan.cli.trace_document import trace_list_document
     from stowplan.traces.catalogue import catalogue
 
     entries = catalogue().values()
     if json:
-        rows = [
-            {
-                "name": each.name,
-                "kind": each.kind,
-                "here": each.path.is_file(),
-                "title": each.title,
-                "licence": each.licence,
-                "attribution": each.attribution,
-            }
-            for each in entries
-        ]
-        tables.print_verbatim(as_json(rows))
+        tables.print_verbatim(as_json(trace_list_document(entries)))
         return
     rows_shown = [
         [each.name, "fetch it" if not each.path.is_file() else each.kind, each.licence, each.title] for each in entries
@@ -74,6 +64,7 @@ def stats(
 ) -> None:
     """Print statistics."""
     from stowplan.cli.documents import as_json
+    from stowplan.cli.trace_document import trace_statistics_document
     from stowplan.traces.rows import ReadOptions
     from stowplan.traces.stats import statistics
 
@@ -86,7 +77,7 @@ def stats(
 
         write_text(html, page(chosen, found))
     if json:
-        tables.print_verbatim(as_json(found.document()))
+        tables.print_verbatim(as_json(trace_statistics_document(found)))
     else:
         tables.print_lines(_report(found))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from stowplan.errors import InputError
 from stowplan.models.facts import Facts
 from stowplan.models.formats import bytes_for
-from stowplan.models.mixes import assign_formats, load_mix, normalised_mix_name
+from stowplan.models.mixes import assign_formats, load_mix, normalised_mix_name, sized_mix
 from stowplan.models.model import DENSE_FFN_ROLES, EXPERT_ROLES, Experts, Layer, Model, Tensor
 from stowplan.models.shapes import global_shapes, layer_mixer, layer_shapes
 from stowplan.units import format_bytes, parse_quantity
@@ -33,6 +33,8 @@ def build_model(facts: Facts, quant: str | None = None) -> Model:
     label = (quant or facts.quant).strip()
     mix_name, target, bits = _parse(label)
     mix = load_mix(mix_name)
+    if target is not None:
+        mix = sized_mix(mix, routed=facts.experts is not None)
     shapes = global_shapes(facts)
     outside = len(shapes)
     ends = [outside]

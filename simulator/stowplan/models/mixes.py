@@ -31,6 +31,7 @@ _ALIASES = {
     "w8a8": "int8",
     "fp8_dynamic": "fp8",
 }
+_KEPT = "q6_k"
 _NEVER_PACKED = ("_norm.weight", "ffn_gate_inp", "ssm_conv1d", "position_embd")
 _LINEAR_ROLES = (
     EXPERT_ROLES
@@ -110,6 +111,20 @@ def load_mix(name: str) -> Mix:
     if stored is not None and stored.ggml_id is not None:
         return GgufMix(wanted, wanted, MappingProxyType({}))
     raise UnknownName("quantization", name[:60], set(known) | {f.key for f in formats().values() if f.ggml_id})
+
+
+def sized_mix(mix: Mix, *, routed: bool) -> Mix:
+    """The mix that a file of stated size is taken for, before its experts are scaled.
+
+    A single format whose size is stated (``iq1_s_r4@130.2GiB``) names what routed experts are packed in. Who packs a
+    model of experts so keeps what every token passes, a few per cent of the weights, at 5 to 8 bits, as the recipes on
+    the cards of such files say; six and a half are taken.
+    """
+    if not routed or not isinstance(mix, GgufMix) or mix.rules:
+        return mix
+    if load_format(mix.base).bits_per_weight >= load_format(_KEPT).bits_per_weight:
+        return mix
+    return GgufMix(mix.key, _KEPT, MappingProxyType({"experts": (Rule((), mix.base),)}))
 
 
 def normalised_mix_name(name: str) -> str:

@@ -29,6 +29,11 @@ from stowplan.units import format_bytes, format_seconds
 
 _POINTS = 400
 _COLOURS = ("#1f6feb", "#d1571b", "#2da44e", "#8250df", "#bf8700")
+_LEGEND = {
+    "showlegend": True,
+    "legend": {"orientation": "h", "x": 0.0, "y": 1.02, "yanchor": "bottom"},
+    "margin": {"l": 56, "r": 18, "t": 36, "b": 48},
+}
 Column = NDArray[np.float64]
 
 
@@ -109,8 +114,7 @@ def _latency_chart(replay: Replay) -> Markup:
     layout = {
         "xaxis": axis("seconds", type="log"),
         "yaxis": axis("share of requests within", tickformat=".0%"),
-        "showlegend": True,
-        "legend": {"x": 0.02, "y": 0.98},
+        **_LEGEND,
     }
     return chart("latencies", traces, layout, "Share of requests by latency")
 
@@ -132,8 +136,7 @@ def _load(replay: Replay) -> Markup:
     layout = {
         "xaxis": axis("hours" if hours else "seconds"),
         "yaxis": axis("requests", rangemode="tozero"),
-        "showlegend": True,
-        "legend": {"x": 0.02, "y": 0.98},
+        **_LEGEND,
     }
     return chart("load", traces, layout, "Requests waiting and running over time")
 
@@ -236,7 +239,8 @@ def _tiers_over_time(cache: CacheUse, engine: Engine) -> Markup:
     hours = samples[-1, 0] > 3 * 3600
     times = (samples[:, 0] / (3600.0 if hours else 1.0)).tolist()
     running = (engine.limits.kv_blocks - samples[:, 1]) * size
-    columns = [("running", running), ("GPU, kept", samples[:, 2] * size)]
+    kept = np.minimum(samples[:, 1], samples[:, 2]) * size  # what others took the room of leaves at the next look-up
+    columns = [("running", running), ("GPU, kept", kept)]
     columns += [(tier.name, samples[:, 3 + i] * size) for i, tier in enumerate(cache.tiers[1:])]
     traces = [
         _curve(name, times, values.tolist(), colour) for (name, values), colour in zip(columns, _COLOURS, strict=False)
@@ -244,8 +248,7 @@ def _tiers_over_time(cache: CacheUse, engine: Engine) -> Markup:
     layout = {
         "xaxis": axis("hours" if hours else "seconds"),
         "yaxis": axis("tokens of cache", rangemode="tozero"),
-        "showlegend": True,
-        "legend": {"x": 0.02, "y": 0.98},
+        **_LEGEND,
     }
     return chart("tiers", traces, layout, "Cached tokens by place over time")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from stowplan.serving.chains import Chains
-from stowplan.serving.eviction import EvictionName, make_eviction
+from stowplan.serving.eviction import EvictionName, make_shelf
 from stowplan.serving.tables import StepTables
 from stowplan.serving.tiers import Hierarchy, Tier, Traffic
 
@@ -65,10 +65,10 @@ class PrefixCache:
         self._offsets, self._segments, self._sizes = chains.offsets, chains.segments, chains.sizes
         self._block = chains.block_tokens
         self._tables = tables
-        self._below = Hierarchy(tiers, eviction) if tiers else None
+        self._below = Hierarchy(tiers, eviction, len(chains.sizes)) if tiers else None
         self._present = [0] * len(self._sizes)
         self._holders = [0] * len(self._sizes)
-        self._loose = make_eviction(eviction)
+        self._loose = make_shelf(eviction)
         self._costly = eviction == "cost"
         self._worth: dict[int, float] = {}
         self._detached: set[int] = set()
@@ -111,7 +111,7 @@ class PrefixCache:
             over -= going
             present[segment] = end - going
             if going == end:
-                loose.remove(segment)
+                loose.take_first()
             if below is not None:
                 below.put(segment, end - going, end, worth[segment] if worth else 0.0, now)
 
@@ -216,6 +216,7 @@ class PrefixCache:
         if self._detached and request in self._detached:
             return -2
         present, holders, sizes = self._present, self._holders, self._sizes
+        copies = self._below.copies if self._below is not None else None
         chain = self._segments[self._offsets[request] : self._offsets[request + 1]]
         blocks = pinned = 0
         for segment in chain:
@@ -225,7 +226,7 @@ class PrefixCache:
                 if holders[segment]:
                     pinned += there
             if there < sizes[segment]:
-                if self._below is not None and self._below.find(segment, there)[0] >= 0:
+                if copies is not None and copies[segment]:
                     return -2
                 break
         if -(-length // self._block) - pinned > room:
@@ -237,7 +238,7 @@ class PrefixCache:
         if self._taken >= self._sample_at:
             self._sample(now, free)
         self.hits[0] += tokens
-        remove = self._loose.remove
+        remove = self._loose.take
         for segment in chain:
             if holders[segment]:
                 holders[segment] += 1
@@ -272,7 +273,7 @@ class PrefixCache:
         self.hits[0] += found.tokens - loaded * self._block
         if self._detached and request in self._detached:
             return
-        present, holders, sizes, remove = self._present, self._holders, self._sizes, self._loose.remove
+        present, holders, sizes, remove = self._present, self._holders, self._sizes, self._loose.take
         for segment in self._segments[self._offsets[request] : self._offsets[request + 1]]:
             if holders[segment]:
                 holders[segment] += 1
@@ -298,7 +299,7 @@ class PrefixCache:
         """
         if self._detached and request in self._detached:
             return 0
-        present, holders, sizes, add = self._present, self._holders, self._sizes, self._loose.add
+        present, holders, sizes, put = self._present, self._holders, self._sizes, self._loose.put
         chain = self._segments[self._offsets[request] : self._offsets[request + 1]]
         worth = self._worth_of(chain) if self._costly else 0.0
         kept, loose = 0, 0
@@ -316,7 +317,7 @@ class PrefixCache:
                 if not present[segment]:
                     continue
             loose += present[segment]
-            add(segment, worth)
+            put(segment, (), worth)
             if self._costly:
                 self._worth[segment] = worth
         self.loose_blocks += loose

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from stowplan.errors import InputError
-from stowplan.serving.eviction import EvictionName, make_eviction
+from stowplan.serving.eviction import EvictionName, Ranges, make_shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,43 +62,44 @@ class Traffic:
     busy_s: float = 0.0
 
 
-Ranges = tuple[tuple[int, int], ...]
-"""Ranges of blocks, in rising order and apart from each other; nearly always one."""
-
-
 class _Store:
-    """What a tier holds: ranges of blocks by segment, and which segment goes first."""
+    """What a tier holds, and its account."""
 
-    __slots__ = ("busy_until", "order", "ranges", "tier", "traffic", "used", "worth")
+    __slots__ = ("busy_until", "shelf", "tier", "traffic", "used")
 
     def __init__(self, tier: Tier, eviction: EvictionName) -> None:
-        self.tier, self.order = tier, make_eviction(eviction)
-        self.ranges: dict[int, Ranges] = {}
-        self.worth: dict[int, float] = {}
+        self.tier, self.shelf = tier, make_shelf(eviction)
         self.used, self.busy_until = 0, 0.0
         self.traffic = Traffic()
 
-    def join(self, segment: int, start: int, end: int) -> int:
-        """Add ``[start, end)`` to what is held of a segment; returns the blocks that are new, 0 where none is."""
-        held = self.ranges[segment]
-        if len(held) == 1 and held[0][0] == end:  # the usual case: a segment leaves the tier above end first
-            self.ranges[segment] = ((start, held[0][1]),)
-            return end - start
-        new = end - start - sum(max(0, min(end, last) - max(start, first)) for first, last in held)
-        if new:
-            apart = [each for each in held if each[1] < start or end < each[0]]
-            for first, last in held:
-                if not (last < start or end < first):
-                    start, end = min(start, first), max(end, last)
-            self.ranges[segment] = tuple(sorted([*apart, (start, end)]))
-        return new
+
+def _joined(held: Ranges, start: int, end: int) -> tuple[int, Ranges]:
+    """Blocks of ``[start, end)`` that are new beside what is held, and all ranges together."""
+    if len(held) == 1 and held[0][0] == end:  # the usual case: a segment leaves the tier above end first
+        return end - start, ((start, held[0][1]),)
+    new = end - start - sum(max(0, min(end, last) - max(start, first)) for first, last in held)
+    apart = [each for each in held if each[1] < start or end < each[0]]
+    for first, last in held:
+        if not (last < start or end < first):
+            start, end = min(start, first), max(end, last)
+    return new, tuple(sorted([*apart, (start, end)]))
 
 
 class Hierarchy:
-    """The tiers below the GPU, nearest first."""
+    """The tiers below the GPU, nearest first.
 
-    def __init__(self, tiers: Sequence[Tier], eviction: EvictionName) -> None:
+    Args:
+        tiers: what they are.
+        eviction: which segment goes first.
+        segments: number of segments.
+
+    Attributes:
+        copies: by segment, in how many tiers there is something of it.
+    """
+
+    def __init__(self, tiers: Sequence[Tier], eviction: EvictionName, segments: int) -> None:
         self.tiers = tuple(tiers)
+        self.copies = [0] * segments
         self._stores = [_Store(tier, eviction) for tier in tiers]
 
     @property
@@ -119,8 +120,8 @@ class Hierarchy:
             start: blocks of it that are there already.
         """
         for level, store in enumerate(self._stores):
-            if segment in store.ranges:
-                for first, last in store.ranges[segment]:
+            if segment in store.shelf:
+                for first, last in store.shelf[segment]:
                     if first <= start < last:
                         return level, last
         return -1, start
@@ -128,8 +129,8 @@ class Hierarchy:
     def read(self, level: int, segment: int, blocks: int) -> None:
         """Blocks of a segment are read: it was used now."""
         store = self._stores[level]
-        store.order.remove(segment)
-        store.order.add(segment, store.worth[segment])
+        ranges = store.shelf.take(segment)
+        store.shelf.put(segment, ranges, store.shelf.worth)
         store.traffic.read += blocks
 
     def put(self, segment: int, start: int, end: int, worth: float, now: float) -> None:
@@ -138,21 +139,21 @@ class Hierarchy:
 
     def _put(self, level: int, segment: int, start: int, end: int, worth: float, now: float) -> None:
         store = self._stores[level]
-        tier, traffic, ranges = store.tier, store.traffic, store.ranges
+        tier, traffic, shelf = store.tier, store.traffic, store.shelf
         if store.busy_until > now + tier.patience_s or not tier.blocks:
-            if segment not in ranges:
+            if segment not in shelf:
                 traffic.dropped += end - start
             return
-        if segment in ranges:
-            new = store.join(segment, start, end)
+        new = end - start
+        ranges: Ranges = ((start, end),)
+        if segment in shelf:
+            new, ranges = _joined(shelf[segment], start, end)
             if not new:
                 return
-            store.order.remove(segment)
+            shelf.take(segment)
         else:
-            new = end - start
-            ranges[segment] = ((start, end),)
-        store.worth[segment] = worth
-        store.order.add(segment, worth)
+            self.copies[segment] += 1
+        shelf.put(segment, ranges, worth)
         seconds = new * tier.write_s_per_block
         store.busy_until = (store.busy_until if store.busy_until > now else now) + seconds
         traffic.busy_s += seconds
@@ -160,13 +161,11 @@ class Hierarchy:
         store.used += new
         if store.used > traffic.peak:
             traffic.peak = min(store.used, tier.blocks)
-        below = level + 1 < len(self._stores)
         while store.used > tier.blocks:
-            going = store.order.first()
-            store.order.remove(going)
-            value = store.worth.pop(going)
-            for first, last in reversed(ranges.pop(going)):
+            going, ranges = shelf.take_first()
+            self.copies[going] -= 1
+            for first, last in reversed(ranges):
                 store.used -= last - first
                 traffic.evicted += last - first
-                if below:
-                    self._put(level + 1, going, first, last, value, now)
+                if level + 1 < len(self._stores):
+                    self._put(level + 1, going, first, last, shelf.worth, now)

@@ -207,6 +207,7 @@ def _setting_words(machine: Machine, settings: LlamaCppSettings, profile: Profil
         words.append("--no-op-offload")
     words += ["--numa", settings.numa] if settings.numa else []
     words += ["-b", str(settings.batch), "-ub", str(settings.ubatch), "-t", str(settings.threads or machine.cores)]
+    words += ["-tb", str(settings.threads_batch)] if settings.threads_batch else []
     if settings.engine == "ik_llama.cpp":
         words += ["-rtr"] if settings.repacked else []
         words += ["-mla", str(settings.mla)] if settings.mla != 3 else []

@@ -33,6 +33,7 @@ def settings_from(flags: Flags, margin: int) -> LlamaCppSettings:
             "ubatch": flags.ubatch,
             "batch": flags.batch,
             "threads": flags.threads,
+            "threads_batch": flags.threads_batch,
             "cache_k": flags.cache_k,
             "cache_v": flags.cache_v,
             "flash_attention": flags.flash_attention,

@@ -51,12 +51,16 @@ class LlamaCppRun(SerialRun):
         self.operators = EngineOperators.build(setup.model, settings, figures)
         self.rules = LlamaCppMemory(setup.model, workload, settings, self.cache)
         self.threads = min(settings.threads or machine.cores, machine.cores)
+        self.threads_batch = min(settings.threads_batch or self.threads, machine.cores)
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
         stalls = 1.0 if machine.cpu.memory_channels > _DESKTOP_CHANNELS else 0.0
         if machine.sockets > 1 and (settings.numa != "numactl" or settings.repacked):
             # half of the reads are remote; a thread that repacks rows leaves them where it runs
             stalls *= figures.value("llama.cpp.cpu.remote")
-        self._cpu = CpuKernels.build(figures, "llama.cpp", machine.cpu.isa, self.threads, stalls=stalls)
+        self._cpu, self._cpu_batch = (
+            CpuKernels.build(figures, "llama.cpp", machine.cpu.isa, threads, stalls=stalls)
+            for threads in (self.threads, self.threads_batch)
+        )
         self._copy_latency = figures.value("llama.cpp.gpu.copy_latency")
         self._expert_gap = figures.value("llama.cpp.gpu.expert_gap")
         self._expert_miss = self._dense_miss = 0.0
@@ -191,7 +195,7 @@ class LlamaCppRun(SerialRun):
             work = Work({"disk.faults": miss * op.weight_bytes})
             chain.append(ChainTask(f"{prefix}{op.name} pages", work, "disk", "disk"))
         if where == RAM:
-            chain.append(ChainTask(f"{prefix}{op.name}", self._cpu.work(op), "host", "compute"))
+            chain.append(ChainTask(f"{prefix}{op.name}", self._on_cores(op, step), "host", "compute"))
         else:
             dequantise = op.kind is Kind.MATMUL and dequantises(self.settings, op.format, op.m)
             work = self._gpus[int(where.removeprefix("gpu"))].work(op, dequantise=dequantise)
@@ -199,6 +203,16 @@ class LlamaCppRun(SerialRun):
                 work += Work({}, self._expert_gap * op.matrices)
             chain.append(ChainTask(f"{prefix}{op.name}", work, where, "compute"))
         return chain
+
+    def _on_cores(self, op: Operator, step: Step) -> Work:
+        """Work of an operator on the CPU; the resource counts the cores of a decode of one sequence."""
+        if step.tokens == 1:
+            return self._cpu.work(op)
+        work = self._cpu_batch.work(op)
+        if self.threads_batch == self.threads:
+            return work
+        cores = work.amounts.get("host.cores", 0.0) * self.threads / self.threads_batch
+        return Work({**work.amounts, "host.cores": cores}, work.overhead_s)
 
     def overlap(self, layers: Sequence[LayerPlaces], output: str) -> float:
         """Time of the prompt over the sum of its micro-batches, see `_overlap`.

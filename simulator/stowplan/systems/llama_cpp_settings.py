@@ -22,6 +22,7 @@ class LlamaCppSettings(BaseModel):
         release: which rule ``-ngl`` follows: ``current`` (since December 2025) counts the output layer first.
         ubatch, batch: physical and logical batch in tokens; a prompt is processed `ubatch` tokens at a time.
         threads: threads of the CPU backend; None for one per physical core.
+        threads_batch: threads while a pass holds more than one token; None for as many as `threads`.
         cache_k, cache_v: storage formats of the cache.
         flash_attention: fused attention; without it the scores are materialised.
         load_mode: how weights reach host memory: ``mmap`` (pageable), ``none`` (read, pinned for copies) or ``mlock``.
@@ -44,6 +45,7 @@ class LlamaCppSettings(BaseModel):
     ubatch: Annotated[int, Field(ge=1, le=2**20)] = 512
     batch: Annotated[int, Field(ge=1, le=2**20)] = 2048
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    threads_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
     cache_k: str = "f16"
     cache_v: str = "f16"
     flash_attention: bool = True

@@ -48,6 +48,7 @@ class Flags:
     batch: int = 2048
     ubatch: int = 512
     threads: int | None = None
+    threads_batch: int | None = None
     cache_k: str = "f16"
     cache_v: str = "f16"
     flash_attention: bool = True
@@ -86,7 +87,7 @@ IGNORED_VALUES = frozenset(
     --frequency-penalty --samplers -f --file --chat-template --chat-template-file --chat-template-kwargs
     --reasoning-format --reasoning-budget --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale
     --yarn-orig-ctx --mmproj -mm --path --timeout -to --threads-http --log-file --log-verbosity -lv --verbosity
-    --cache-reuse --cache-ram -cram --slot-save-path --keep -tb --threads-batch --prio --poll --cpu-mask -C
+    --cache-reuse --cache-ram -cram --slot-save-path --keep --prio --poll --cpu-mask -C
     --cpu-range -Cr -dev --device --override-kv -r --repetitions -o --output -oe --delay
     -amb -ser -sas -cuda-params -lzm -fitt --fit-target -fitc --fit-ctx -hfd -md --draft --spec-type -dt
     --defrag-thold --grp-attn-n -gan -gaw -sys -j --json-schema --grammar -ctkd -ctvd -ctk-first -ctk-last
@@ -298,6 +299,7 @@ _SPELLINGS: tuple[tuple[tuple[str, ...], Callable[[Flags, str], None]], ...] = (
     (("-b", "--batch-size"), _number("batch", "-b", 1)),
     (("-ub", "--ubatch-size"), _number("ubatch", "-ub", 1)),
     (("-t", "--threads"), _number("threads", "-t", 1)),
+    (("-tb", "--threads-batch"), _number("threads_batch", "-tb", 1)),
     (("-ctk", "--cache-type-k"), _cache_type("cache_k", "-ctk")),
     (("-ctv", "--cache-type-v"), _cache_type("cache_v", "-ctv")),
     (("-fa", "--flash-attn"), _truth),
