@@ -39,15 +39,6 @@ def run(*words: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A plan file, so that a replay need not search for one."""
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    result = run("plan", "llama-3.1-8b", "--quant", "q4_k_m", "--on", "rtx-4090-desktop-128", "-o", str(path))
-    assert result.exit_code == 0, result.output
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def replayed(plan: str) -> Replay:
     """The document of a replay of the plan."""
 
@@ -171,7 +162,7 @@ def test_impatient_clients_and_full_queues(replayed: Replay) -> None:
 
 def test_every_scheduler_serves_everybody(replayed: Replay) -> None:
     means = {}
-    for name in ("static", "shortest", "shortest-chunked", "fair"):
+    for name in ("static", "shortest", "fair"):
         answer = replayed(TRACE, "--speed", "2", "--head", "200", "--scheduler", name, "--max-running", "16")
         assert answer["counts"]["finished"] == 200
         assert answer["scheduler"] == name
@@ -310,7 +301,6 @@ def test_bad_input_is_one_sentence(words: list[str], told: str) -> None:
         (["--prefix-cache"], "add --conversations"),
         (["--conversations", "--scheduler", "static", "--prefix-cache"], "knows no prefix cache"),
         (["--scheduler", "fair", "--timeout", "5s"], "knows no prefix cache, queue limit or time-out"),
-        (["--scheduler", "static", "--engines", "2"], "one engine only"),
         (["--conversations", "--kv-tier", "tape=1GB"], "is not a place"),
         (["--conversations", "--kv-tier", "host=1GB", "--kv-tier", "host=2GB"], "'host' is given twice"),
         (["--conversations", "--kv-tier", "host=1TB"], "lacks"),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stowplan.cli import validation_tables
 from stowplan.cli.app import app
-from stowplan.cli.documents import SCHEMAS
+from stowplan.cli.published import SCHEMAS
 from stowplan.cli.tables import WIDTH
 from stowplan.validate.ablation import Ablation, FamilyLevels, LevelErrors, SystemPart
 from stowplan.validate.fitted import Constant

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -80,6 +80,9 @@ def batch(
     if output is not None:
         write_batches(Path(output), best, runs)
     if json:
+        from stowplan.cli.batching_document import batching_document
+        from stowplan.cli.documents import as_json
+
         tables.print_verbatim(as_json(batching_document(chosen, asked, best, others)))
         return
     tables.print_lines(_answer(chosen, asked, best, others, output))

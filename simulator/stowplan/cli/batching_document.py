@@ -53,9 +53,13 @@ class OtherBatching(DocumentRecord):
 
 
 class BatchingDocument(DocumentRecord):
-    """The document of ``stowplan batch --json``; the time that the search took is left out: same input, same bytes."""
+    """The document of ``stowplan batch --json``.
 
-    schema_version: Literal["stowplan.batching/1"] = Field("stowplan.batching/1", description="form of the document")
+    The time that the search took is left out: the same input gives the same bytes."""
+
+    schema_version: Literal["stowplan.batching/1"] = Field(
+        default="stowplan.batching/1", description="form of the document"
+    )
     requests: int = Field(description="requests of the file")
     plan: Plan = Field(description="where every byte lives while they run")
     limits: BatchLimits = Field(description="what a batch may hold")

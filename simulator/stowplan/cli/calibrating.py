@@ -160,8 +160,8 @@ def fit(
 ) -> None:
     """Fit an engine's constants to its own benchmark, and write them into the profile."""
     from stowplan.cli import tables
-    from stowplan.cli.calibration_fit import fit_llama_bench, fit_serving, serving_runs
     from stowplan.cli.calibration_document import ServingFitDocument, engine_fit_document
+    from stowplan.cli.calibration_fit import fit_llama_bench, fit_serving, serving_runs
     from stowplan.cli.calibration_tables import engine_lines, serving_lines
     from stowplan.cli.documents import as_json
     from stowplan_calibrate.engine_logs import kind_of_log, read_llama_bench

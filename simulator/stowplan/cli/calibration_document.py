@@ -56,8 +56,10 @@ class ProfileEntry(DocumentRecord):
     value: Value = Field(description="a text with its unit, such as 1.02 GB/s, or a number in SI units")
     source: Known = Field(description="how it is known")
     where: str = Field(description="what it was measured with or where it was read")
-    sd: float | None = Field(None, description="relative standard deviation; 0.01 is 1 %; null where not told")
-    dimension: str | None = Field(None, description="what an engine's constant measures, such as bytes/s; else null")
+    sd: float | None = Field(default=None, description="relative standard deviation; 0.01 is 1 %; null where not told")
+    dimension: str | None = Field(
+        default=None, description="what an engine's constant measures, such as bytes/s; else null"
+    )
 
 
 class ProfileDifference(DocumentRecord):
@@ -94,7 +96,9 @@ class FittedRow(DocumentRecord):
 class EngineFitDocument(DocumentRecord):
     """The document of ``stowplan calibrate fit --json`` for llama-bench."""
 
-    schema_version: Literal["stowplan.engine-fit/1"] = Field("stowplan.engine-fit/1", description="form of the document")
+    schema_version: Literal["stowplan.engine-fit/1"] = Field(
+        default="stowplan.engine-fit/1", description="form of the document"
+    )
     constants: dict[str, FittedConstant] = Field(description="adjusted constants by name")
     rows: list[FittedRow] = Field(description="rows predicted with them")
     held_out: list[FittedRow] = Field(description="rows predicted by fits without their file; empty for one file")
@@ -113,7 +117,7 @@ class ServingFitDocument(DocumentRecord):
     """The document of ``stowplan calibrate fit --json`` for a serving benchmark."""
 
     schema_version: Literal["stowplan.serving-fit/1"] = Field(
-        "stowplan.serving-fit/1", description="form of the document"
+        default="stowplan.serving-fit/1", description="form of the document"
     )
     engine: str = Field(description="what served")
     model: str = Field(description="model as the server names it")
@@ -147,9 +151,7 @@ def profile_document(document: Mapping[str, Any]) -> ProfileDocument:
     """Every number of a profile, by how it is known."""
     order = ("measured", "fitted", "datasheet", "assumed")
     found = [
-        ProfileNumber(
-            path=path, value=entry["value"], source=entry["source"], sd=entry.get("sd"), where=entry["where"]
-        )
+        ProfileNumber(path=path, value=entry["value"], source=entry["source"], sd=entry.get("sd"), where=entry["where"])
         for path, entry in numbers_of(document).items()
     ]
     return ProfileDocument(sorted(found, key=lambda row: (order.index(row.source), row.path)))

@@ -38,8 +38,7 @@ def results_lines(results: Results) -> list[Line]:
 def profile_lines(document: Mapping[str, Any]) -> list[Line]:
     """Every number of a profile with its source, the measured ones first."""
     rows = [
-        [row.path, str(row.value), row.source, _percent(row.sd), row.where]
-        for row in profile_document(document).root
+        [row.path, str(row.value), row.source, _percent(row.sd), row.where] for row in profile_document(document).root
     ]
     kinds = [row[2] for row in rows]
     told = f"{kinds.count('measured')} of {len(kinds)} numbers measured, {kinds.count('fitted')} fitted"

@@ -1,4 +1,4 @@
-"""What programs get: the documents behind ``--json``, with their published schemas."""
+"""What programs get: the document of a plan, and how every document is written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from stowplan.cli.comparison_document import ComparisonDocument
-from stowplan.cli.validation_document import AblationDocument, ValidationDocument
 from stowplan.plan import Interval, MemoryUse, Plan, Prediction, Solver
 
 if TYPE_CHECKING:
@@ -86,16 +84,6 @@ class Answer(_Record):
     upgrades: list[Change] = []
 
 
-SCHEMAS: Mapping[str, type[BaseModel]] = {
-    "plan": Plan,
-    "prediction": Prediction,
-    "answer": Answer,
-    "comparison": ComparisonDocument,
-    "validation": ValidationDocument,
-    "ablation": AblationDocument,
-}
-
-
 def answer_of(planned: Planned, objective: str, simulated_s: float, changes: Sequence[Upgrade] = ()) -> Answer:
     """The document of a plan."""
     prediction = planned.prediction
@@ -145,5 +133,5 @@ def answer_of(planned: Planned, objective: str, simulated_s: float, changes: Seq
 
 def as_json(document: BaseModel | Mapping[str, Any] | list[Any]) -> str:
     """Indented JSON, the same for the same document."""
-    data = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
+    data = document.model_dump(mode="json", by_alias=True) if isinstance(document, BaseModel) else document
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)

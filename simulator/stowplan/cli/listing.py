@@ -30,8 +30,9 @@ def list_names(
     header, rows = _LISTS[kind]()
     if json:
         from stowplan.cli.documents import as_json
+        from stowplan.cli.listing_document import list_document
 
-        tables.print_verbatim(as_json([dict(zip(header, row, strict=True)) for row in rows]))
+        tables.print_verbatim(as_json(list_document([dict(zip(header, row, strict=True)) for row in rows])))
         return
     tables.print_lines(tables.table(header, rows))
 

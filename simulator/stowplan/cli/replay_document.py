@@ -45,6 +45,7 @@ class _Served(DocumentRecord):
     machine: str = Field(description="name of one machine")
     system: str = Field(description="key of the system that serves")
     scheduler: str = Field(description="how steps are filled")
+    scheduled_ahead: bool = Field(description="whether a step is filled while the one before it runs")
     cache_tokens: int = Field(description="tokens that the KV cache of one engine holds")
     counts: dict[str, int] = Field(description="requests by the state that they ended in")
     span_s: float = Field(description="seconds from the first arrival to the last token")
@@ -73,7 +74,9 @@ class _Served(DocumentRecord):
 class ReplayDocument(_Served):
     """The document of ``stowplan replay --json``."""
 
-    schema_version: Literal["stowplan.replay/1"] = Field("stowplan.replay/1", description="form of the document")
+    schema_version: Literal["stowplan.replay/1"] = Field(
+        default="stowplan.replay/1", description="form of the document"
+    )
     costs: ReplayCosts = Field(description="energy and money")
 
 
@@ -88,7 +91,9 @@ class TriedRate(DocumentRecord):
 class CapacityDocument(_Served):
     """The document of ``stowplan capacity --json``: what was found, and the replay there."""
 
-    schema_version: Literal["stowplan.capacity/1"] = Field("stowplan.capacity/1", description="form of the document")
+    schema_version: Literal["stowplan.capacity/1"] = Field(
+        default="stowplan.capacity/1", description="form of the document"
+    )
     rate: float | None = Field(description="requests per second that are carried; null where all arrive at once")
     tried: list[TriedRate] = Field(description="every replay, in order")
 
@@ -118,6 +123,7 @@ def _served(trace: Trace, served: Served, answers: Answers, scheduler: str) -> d
         "machine": served.setup.machine.name,
         "system": served.plan.system,
         "scheduler": scheduler,
+        "scheduled_ahead": served.ahead,
         "cache_tokens": served.engine.cache_tokens,
         **figures,
     }

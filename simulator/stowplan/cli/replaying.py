@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -65,6 +64,7 @@ def replay(
 
     from stowplan.cli import inputs, tables
     from stowplan.cli.documents import as_json
+    from stowplan.cli.replay_document import replay_document
     from stowplan.cli.served import served_by, trace_of
     from stowplan.plan import write_atomically
     from stowplan.serving.answers import parse_objective, summarise, write_requests_csv
@@ -116,7 +116,7 @@ def replay(
     if html is not None and page is not None:
         write_atomically(Path(html), page.encode())
     if json:
-        tables.print_verbatim(as_json(_document(asked, served, answers, done.scheduler) | {"costs": asdict(costs)}))
+        tables.print_verbatim(as_json(replay_document(asked, served, answers, done.scheduler, costs)))
         return
     tables.print_lines(
         tables.Line(text) for text in replay_answer(served, asked, answers, costs, objective, done.scheduler)
@@ -157,6 +157,7 @@ def capacity(
     """Find the highest rate, or the fewest machines, at which an objective is kept."""
     from stowplan.cli import inputs, tables
     from stowplan.cli.documents import as_json
+    from stowplan.cli.replay_document import capacity_document
     from stowplan.cli.served import served_by, trace_of
     from stowplan.serving.answers import parse_objective
     from stowplan.serving.capacity import fewest_engines, highest_rate
@@ -206,34 +207,10 @@ def capacity(
         )
     progress.done()
     if json:
-        body = _document(asked, served, found.answers, served.service.scheduler)
-        body |= {"schema_version": "stowplan.capacity/1", "rate": _finite(found.rate), "engines": found.engines}
-        body["tried"] = [{"rate": _finite(at), "engines": count, "attainment": met} for at, count, met in found.tried]
-        tables.print_verbatim(as_json(body))
+        tables.print_verbatim(as_json(capacity_document(asked, served, found)))
         return
     lines = capacity_answer(served, asked, found, slo, share, counted=count_engines)
     tables.print_lines(tables.Line(text) for text in lines)
-
-
-def _document(trace: Trace, served: Served, answers: Answers, scheduler: str) -> dict[str, Any]:
-    return {
-        "schema_version": "stowplan.replay/1",
-        "trace": trace.name,
-        "origin": trace.origin,
-        "model": served.setup.model.name,
-        "quant": served.setup.model.quant,
-        "machine": served.setup.machine.name,
-        "system": served.plan.system,
-        "scheduler": scheduler,
-        "scheduled_ahead": served.ahead,
-        "cache_tokens": served.engine.cache_tokens,
-        **asdict(answers),
-    }
-
-
-def _finite(rate: float) -> float | None:
-    """For JSON, which has no infinity: None where all requests arrive at once."""
-    return rate if isfinite(rate) else None
 
 
 def _rate_words(rate: float) -> str:

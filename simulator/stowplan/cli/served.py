@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stowplan.serving.eviction import EvictionName
     from stowplan.serving.fleet import Migration
     from stowplan.serving.from_plan import Engine
+    from stowplan.serving.kv_tiers import Place
     from stowplan.serving.replay import Caching
     from stowplan.serving.routers import RouterName
     from stowplan.serving.service import Service
@@ -127,11 +128,12 @@ def served_by(options: ServiceOptions, trace: Trace) -> Served:
     """
     from dataclasses import replace
 
+    from stowplan.serving.kv_tiers import parse_place
     from stowplan.serving.service import Service
     from stowplan.systems.base import RAM
 
     _check_together(options)
-    patience = _patience(options)
+    patience, places = _patience(options), [parse_place(text) for text in options.kv_tiers]
     setup, plan = _planned(options, trace)
     if plan.system == "vllm":
         from stowplan.serving.from_vllm import engine_of_plan
@@ -153,7 +155,7 @@ def served_by(options: ServiceOptions, trace: Trace) -> Served:
         Service(
             engine=engine,
             scheduler=scheduler,
-            caching=_caching(options, setup, engine, trace, gpus, own=own),
+            caching=_caching(options, places, setup, engine, trace, gpus, own=own),
             engines=options.engines,
             prompt_engines=options.prompt_engines,
             router=options.router,
@@ -227,13 +229,12 @@ def _with_settings_of_vllm(options: ServiceOptions, plan: Plan) -> Plan:
 
 
 def _caching(
-    options: ServiceOptions, setup: Setup, engine: Engine, trace: Trace, gpus: int, *, own: bool
+    options: ServiceOptions, places: list[Place], setup: Setup, engine: Engine, trace: Trace, gpus: int, *, own: bool
 ) -> Caching | None:
     """The prefix cache: where it is asked for, or where the engine has one and the trace says what begins alike."""
-    from stowplan.serving.kv_tiers import parse_place, tiers_of
+    from stowplan.serving.kv_tiers import tiers_of
     from stowplan.serving.replay import Caching
 
-    places = [parse_place(text) for text in options.kv_tiers]
     if not (options.prefix_cache or places or own):
         return None
     if trace.prefix is None:

@@ -64,7 +64,7 @@ class TraceStatisticsDocument(DocumentRecord):
     """The document of ``stowplan traces stats --json``."""
 
     schema_version: Literal["stowplan.trace-statistics/1"] = Field(
-        "stowplan.trace-statistics/1", description="form of the document"
+        default="stowplan.trace-statistics/1", description="form of the document"
     )
     name: str = Field(description="name or file of the trace")
     origin: str = Field(description="where it comes from and how it was changed")

@@ -117,10 +117,9 @@ def _unexpressed(json: bool) -> None:
 
     groups = load_unexpressed()
     if json:
-        from dataclasses import asdict
-
         from stowplan.cli.documents import as_json
+        from stowplan.cli.unexpressed_document import unexpressed_document
 
-        tables.print_verbatim(as_json([asdict(group) for group in groups]))
+        tables.print_verbatim(as_json(unexpressed_document(groups)))
     else:
         tables.print_lines(validation_tables.unexpressed(groups))

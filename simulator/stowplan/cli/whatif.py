@@ -199,9 +199,10 @@ def _sweep(
 
     from stowplan.cli import documents, outputs, tables
     from stowplan.cli.whatif_answers import sweep_lines
+    from stowplan.cli.whatif_document import sweep_document
     from stowplan.whatif.front import DEFAULT, wishes
     from stowplan.whatif.front import front as front_of
-    from stowplan.whatif.records import document, write_records
+    from stowplan.whatif.records import write_records
     from stowplan.whatif.sweep import run_sweep
 
     names = DEFAULT if wanted is None else tuple(name.strip() for name in wanted.split(",") if name.strip())
@@ -221,7 +222,7 @@ def _sweep(
     if html is not None and page is not None:
         outputs.write_text(html, page)
     if json:
-        tables.print_verbatim(documents.as_json(document(found, names)))
+        tables.print_verbatim(documents.as_json(sweep_document(found, names)))
         return
     best = front_of([row.outcome for row in found.rows], names)
     tables.print_lines(sweep_lines(found, best, names))
@@ -230,6 +231,7 @@ def _sweep(
 def _until(base: Scenario, until: str, vary: str, *, json: bool) -> None:
     from stowplan.cli import documents, inputs, tables
     from stowplan.cli.whatif_answers import break_even_lines
+    from stowplan.cli.whatif_document import break_even_document
     from stowplan.whatif.sweep import Row
     from stowplan.whatif.until import break_even, parse_range, parse_target
     from stowplan.whatif.workshop import workshop
@@ -243,9 +245,7 @@ def _until(base: Scenario, until: str, vary: str, *, json: bool) -> None:
     finally:
         progress.done()
     if json:
-        figures = {"value": found.value, "figures": found.outcome.figures, "error": found.outcome.error}
-        told = {"path": found.path, "until": until, "range": list(found.ends), "tried": found.tried}
-        tables.print_verbatim(documents.as_json({"schema_version": "stowplan.breakeven/1"} | told | figures))
+        tables.print_verbatim(documents.as_json(break_even_document(found, until)))
         return
     tables.print_lines(break_even_lines(found, Row((), base, before)))
 
@@ -253,7 +253,8 @@ def _until(base: Scenario, until: str, vary: str, *, json: bool) -> None:
 def _answer(base: Scenario, *, html: str | None, json: bool) -> None:
     from stowplan.cli import documents, inputs, outputs, tables
     from stowplan.cli.whatif_answers import answer_lines
-    from stowplan.whatif.answer import as_document, what_if
+    from stowplan.cli.whatif_document import whatif_document
+    from stowplan.whatif.answer import what_if
     from stowplan.whatif.workshop import workshop
 
     progress = inputs.Progress()
@@ -266,6 +267,6 @@ def _answer(base: Scenario, *, html: str | None, json: bool) -> None:
 
         outputs.write_text(html, whatif_page(answer))
     if json:
-        tables.print_verbatim(documents.as_json(as_document(answer)))
+        tables.print_verbatim(documents.as_json(whatif_document(answer)))
         return
     tables.print_lines(answer_lines(answer))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
-from typing_extensions import Self
 
 from stowplan.cli.document_record import DocumentRecord
 from stowplan.plan import Plan
@@ -111,7 +110,9 @@ class SingleChange(DocumentRecord):
 class WhatIfDocument(DocumentRecord):
     """The document of ``stowplan whatif --json``."""
 
-    schema_version: Literal["stowplan.whatif/1"] = Field("stowplan.whatif/1", description="form of the document")
+    schema_version: Literal["stowplan.whatif/1"] = Field(
+        default="stowplan.whatif/1", description="form of the document"
+    )
     scenario: AskedScenario = Field(description="what was asked")
     plan: PlannedOutcome = Field(description="the best plan as it is")
     speed_tokens_per_s: float = Field(description="tokens/s of the objective, which shadow prices count")
@@ -160,7 +161,7 @@ class SweptAxis(DocumentRecord):
 class SweepDocument(DocumentRecord):
     """The document of ``stowplan whatif --sweep ... --json``."""
 
-    schema_version: Literal["stowplan.sweep/1"] = Field("stowplan.sweep/1", description="form of the document")
+    schema_version: Literal["stowplan.sweep/1"] = Field(default="stowplan.sweep/1", description="form of the document")
     scenario: AskedScenario = Field(description="the unchanged scenario")
     base: SweepFigures = Field(description="figures of the unchanged scenario")
     axes: list[SweptAxis] = Field(description="what was varied")
@@ -184,7 +185,9 @@ class SweepDocument(DocumentRecord):
 class BreakEvenDocument(DocumentRecord):
     """The document of ``stowplan whatif --until ... --json``."""
 
-    schema_version: Literal["stowplan.breakeven/1"] = Field("stowplan.breakeven/1", description="form of the document")
+    schema_version: Literal["stowplan.breakeven/1"] = Field(
+        default="stowplan.breakeven/1", description="form of the document"
+    )
     path: str = Field(description="what was varied")
     until: str = Field(description="what it must reach, such as decode=10 (tokens/s)")
     range: tuple[str, str] = Field(description="both ends, texts with units")

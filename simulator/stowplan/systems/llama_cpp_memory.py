@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stowplan.models import state_bytes
 from stowplan.models.model import Layer, Model, Recurrence
-from stowplan.ops import EXPERT_PARTS, CacheFormat, Part, output_tensor, part_of
+from stowplan.ops import CacheFormat
 from stowplan.plan import Workload
 from stowplan.systems.base import RAM
-from stowplan.systems.llama_cpp_offload import OFFLOAD_MIN_TOKENS
+from stowplan.systems.llama_cpp_allocator import buffers
+from stowplan.systems.llama_cpp_graph import GraphBuilder
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 from stowplan.systems.serial import LayerPlaces
 
+_PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES, of each input where micro-batches overlap on several GPUs
 _CELL_PADDING = 256  # llama.cpp rounds the cache up to this many tokens
 
 
@@ -48,50 +50,32 @@ class LlamaCppMemory:
             cells = min(cells, _padded(layer.mixer.window * self.workload.batch + self.settings.ubatch))
         return self.cache.token_bytes(layer) * cells
 
-    def _activations(self, layer: Layer, experts_here: bool) -> float:
-        """Bytes of a layer's largest set of live activations for one micro-batch (fp32)."""
-        tokens = self.settings.ubatch
-        widest = 0.0
-        for tensor in layer.tensors:
-            part = part_of(tensor)
-            if part in EXPERT_PARTS and experts_here and layer.experts is not None:
-                widest += 4.0 * tokens * layer.experts.active * tensor.rows
-            elif part in (Part.FFN_GATE, Part.FFN_UP):
-                widest += 4.0 * tokens * tensor.rows
-        mask = 4.0 * tokens * self.cells
-        scores = 0.0
-        if not self.settings.flash_attention and not isinstance(layer.mixer, Recurrence):
-            scores = 4.0 * layer.mixer.heads * tokens * self.cells
-        return max(widest, scores) + mask + 3 * 4.0 * tokens * self.model.hidden
+    def _stream_cells(self, layer: Layer) -> int:
+        """Tokens of cache of one sequence, which is what a mask and scores are as wide as."""
+        cells = _padded(self.workload.capacity)
+        window = None if isinstance(layer.mixer, Recurrence) else layer.mixer.window
+        return cells if window is None else min(cells, _padded(window + self.settings.ubatch))
 
-    def gpu_buffer(self, layers: Sequence[tuple[Layer, LayerPlaces]], gpu: str, *, output_here: bool) -> float:
-        """Compute buffer of one GPU: logits or the widest layer, and the largest weight that is streamed through it.
+    def compute_buffers(
+        self, layers: Sequence[tuple[Layer, LayerPlaces]], embedding: str, output: str, gpus: int
+    ) -> dict[str, float]:
+        """Bytes of the compute buffer of every device, in host memory the one of the CPU.
 
-        Buffers are maxima: `layers` may leave out repeats.
+        Args:
+            layers: in order; repeats may be left out.
+            embedding, output: places of the tables outside the layers.
+            gpus: how many the engine sees.
         """
-        tokens = self.settings.ubatch
-        logits = 4.0 * tokens * (output_tensor(self.model).rows + self.model.hidden) if output_here else 0.0
-        mine = [(layer, places) for layer, places in layers if places.mixer == gpu]
-        widest = max(
-            (self._activations(layer, places.place(Part.EXPERT_DOWN) == gpu) for layer, places in mine), default=0.0
-        )
-        streams = self.settings.op_offload and tokens >= OFFLOAD_MIN_TOKENS and gpu == "gpu0"
-        staging = self._largest_in_ram(layers) if streams else 0.0
-        return max(logits, widest) + staging
+        tokens = min(self.settings.chunk, self.cells)
+        builder = GraphBuilder(self.model, self.settings, self.cache, tokens, self.workload.batch, gpus > 0)
+        placed = [(layer, places, self._stream_cells(layer)) for layer, places in layers]
+        graph = builder.build(placed, embedding, output, _padded(self.workload.capacity))
+        devices = [*(f"gpu{i}" for i in range(gpus)), RAM]
+        copies = _PIPELINE_COPIES if gpus > 1 and self._pipelined(layers, output) else 1
+        return {device: float(size) for device, size in buffers(graph, devices, copies).items()}
 
-    def _largest_in_ram(self, layers: Iterable[tuple[Layer, LayerPlaces]]) -> float:
-        return max(
-            (
-                float(tensor.bytes)
-                for layer, places in layers
-                for tensor in layer.tensors
-                if places.place(part_of(tensor)) == RAM
-            ),
-            default=0.0,
-        )
-
-    def host_buffer(self, layers: Sequence[tuple[Layer, LayerPlaces]]) -> float:
-        """Compute buffer in host memory."""
-        if not layers:
-            return 0.0
-        return max(self._activations(layer, places.place(Part.EXPERT_DOWN) == RAM) for layer, places in layers)
+    def _pipelined(self, layers: Sequence[tuple[Layer, LayerPlaces]], output: str) -> bool:
+        """Whether micro-batches overlap on several GPUs: all layers whole and with their cache on GPUs."""
+        whole = all(places.mixer == places.kv != RAM for _, places in layers)
+        together = all(place == places.mixer for _, places in layers for _, place in places.ffn)
+        return output != RAM and self.settings.kv_offload and whole and together

@@ -50,8 +50,9 @@ class LlamaCppRun(SerialRun):
         self.cache = settings.cache
         self.operators = EngineOperators.build(setup.model, settings, figures)
         self.rules = LlamaCppMemory(setup.model, workload, settings, self.cache)
-        self.threads = min(settings.threads or machine.cores, machine.cores)
-        self.threads_batch = min(settings.threads_batch or self.threads, machine.cores)
+        cores = machine.cores // machine.sockets if settings.numa == "isolate" else machine.cores
+        self.threads = min(settings.threads or cores, cores)
+        self.threads_batch = min(settings.threads_batch or self.threads, cores)
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
         stalls = 1.0 if machine.cpu.memory_channels > _DESKTOP_CHANNELS else 0.0
         if machine.sockets > 1 and (settings.numa != "numactl" or settings.repacked):
@@ -70,8 +71,9 @@ class LlamaCppRun(SerialRun):
         value, machine = self.setup.figures.value, self.setup.machine
         dram = value("host.dram") * value("llama.cpp.cpu.dram_share")
         if machine.sockets > 1 and "read_bandwidth" not in machine.cpu.measured:
-            # threads of both sockets read memory of both: links bind before channels do
-            dram *= value("llama.cpp.cpu.sockets") / machine.sockets
+            # threads of both sockets read memory of both: links bind before channels do; those of one read what it can
+            sockets = value("llama.cpp.cpu.sockets")
+            dram *= (min(sockets, 1.0) if self.settings.numa == "isolate" else sockets) / machine.sockets
         rates = {"host.dram": dram, "host.cores": float(self.threads)}
         pinned = self.settings.load_mode == "none"
         staged = value("host.clock") * value("llama.cpp.gpu.staged_copy")  # one core copies pageable pages first
@@ -278,13 +280,12 @@ class LlamaCppRun(SerialRun):
             if model.tied and tensor.role is Role.TOKEN_EMBEDDING and output != embedding:
                 _add(parts[output], "weights", float(tensor.bytes))
         pairs = [(self.classes[index].layer, places) for index, places in self.distinct(layers)]
-        _add(parts[RAM], "buffers", self.rules.host_buffer(pairs))
+        buffers = self.rules.compute_buffers(pairs, embedding, output, len(machine.gpus))
+        _add(parts[RAM], "buffers", buffers[RAM])
         _add(parts[RAM], "system", machine.reserved.value)
         for i, gpu in enumerate(machine.gpus):
             name = f"gpu{i}"
-            if parts[name]:
-                buffer = self.rules.gpu_buffer(pairs, name, output_here=output == name)
-                _add(parts[name], "buffers", buffer)
+            _add(parts[name], "buffers", buffers[name])
             if not gpu.unified:
                 _add(parts[name], "runtime", self.setup.figures.value("llama.cpp.gpu.runtime"))
         return self._uses(parts)

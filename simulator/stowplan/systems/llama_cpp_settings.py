@@ -34,7 +34,8 @@ class LlamaCppSettings(BaseModel):
         mla: how ik_llama.cpp computes latent attention over a prompt: 1 absorbed into the projections as mainline
             does, 0, 2 and 3 with keys and values expanded.
         numa: what the engine was told of several sockets: ``numactl`` when that tool binds threads and memory, so
-            that they read memory of their own; None for nothing.
+            that they read memory of their own; ``isolate`` keeps threads on one socket, wherever memory lies; None
+            for nothing.
         margin: bytes of every GPU's memory that the plan leaves free.
     """
 
