@@ -162,8 +162,7 @@ class GpuKernels:
         elif op.kind is Kind.LOOKUP:
             busy = 0.0
         else:
-            columns = 1 if op.apart else self.columns
-            passes = min(op.group / gcd(op.group, columns), self.passes) if op.m == 1 else 1.0
+            passes = min(op.group / gcd(op.group, self.columns), self.passes) if op.m == 1 else 1.0
             busy = max(op.flops / self.attention, passes * op.kv_read / self.attention_read)
         return Work({f"{self.name}.hbm": moved, f"{self.name}.compute": busy}, overhead)
 

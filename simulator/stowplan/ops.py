@@ -119,7 +119,6 @@ class Operator:
         format: storage format of the weights or of the cache.
         weights: elements of the weights it reads.
         group: query heads that share one key/value head; 1 outside attention.
-        apart: whether the kernel reads the cache for each of those heads anew.
         scores: attention scores (query heads times query-key pairs); 0 outside attention.
     """
 
@@ -139,7 +138,6 @@ class Operator:
     format: str = "f16"
     weights: float = 0.0
     group: int = 1
-    apart: bool = False
     scores: float = 0.0
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -25,7 +24,7 @@ def plan_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def plan(plan_file: str) -> Iterator[str]:
     """The plan file, while its engine is remembered."""
     engine_of, known = from_plan.engine_of, dict[tuple[str, Serving], Engine]()

@@ -55,7 +55,8 @@ class OtherBatching(DocumentRecord):
 class BatchingDocument(DocumentRecord):
     """The document of ``stowplan batch --json``.
 
-    The time that the search took is left out: the same input gives the same bytes."""
+    The time that the search took is left out: the same input gives the same bytes.
+    """
 
     schema_version: Literal["stowplan.batching/1"] = Field(
         default="stowplan.batching/1", description="form of the document"

@@ -186,4 +186,3 @@ def _pack(graph: Graph, splits: Sequence[_Split], devices: Sequence[str], copies
                 home, offset, size = held.pop(each)
                 heaps[home].give(offset, size)
     return {device: heap.top for device, heap in heaps.items()}
-

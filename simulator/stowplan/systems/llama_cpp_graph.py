@@ -151,16 +151,16 @@ class GraphBuilder:
     def _projections(
         self, mixer: Attention, found: dict[Role, Tensor], home: str, normed: Value, position: Value
     ) -> tuple[Value, Value, Value]:
-        """Queries, keys and values; rotated in place where they are tensors of their own."""
+        """Queries, keys and values; a rotation reads a view of its operand, so it is never in place."""
         if Role.ATTN_QKV in found:
             together = self._product(normed, found[Role.ATTN_QKV], home)
             query = self._add(self._floats(mixer.heads * mixer.head_dim), together, position)
             return query, self._add(self._floats(mixer.k_elements), together, position), together
         query = self._product(normed, found[Role.ATTN_Q], home)
-        query = self._add(query.size, query, position, in_place=True)
+        query = self._add(query.size, query, position)
         value = self._product(normed, found[Role.ATTN_V], home)
         key = self._product(normed, found[Role.ATTN_K], home)
-        return query, self._add(key.size, key, position, in_place=True), value
+        return query, self._add(key.size, key, position), value
 
     def _latent(
         self, mixer: LatentAttention, found: dict[Role, Tensor], home: str, normed: Value, position: Value
@@ -180,9 +180,7 @@ class GraphBuilder:
         whole = self._add(self._floats(mixer.heads * mixer.k_elements), absorbed, rotary)
         return whole, self._add(self._floats(mixer.k_elements), normed_latent, rotary_key)
 
-    def _attention(
-        self, query: Value, cached: tuple[Value, Value], cells: int, heads: int, value_dim: int
-    ) -> Value:
+    def _attention(self, query: Value, cached: tuple[Value, Value], cells: int, heads: int, value_dim: int) -> Value:
         keys, values = cached
         mask, size = self._masks[cells], self._floats(heads * value_dim)
         if self.settings.flash_attention:
@@ -203,7 +201,9 @@ class GraphBuilder:
             (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN),
         ):
             if roles[2] in found:
-                gates = [self._product(normed, found[role], _at(places, found[role])) for role in roles[:2] if role in found]
+                gates = [
+                    self._product(normed, found[role], _at(places, found[role])) for role in roles[:2] if role in found
+                ]
                 active = self._add(gates[-1].size, *gates, in_place=len(gates) == 1)
                 results.append(self._product(active, found[roles[2]], _at(places, found[roles[2]])))
         total = results[0] if results else self._add(stream.size, normed)

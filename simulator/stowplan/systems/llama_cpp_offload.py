@@ -19,7 +19,6 @@ _INT8_PRODUCTS = "2024-06-24"  # llama.cpp PR 8075: int8 matrix units by default
 _IQK_PRODUCTS = "2025-05-15"  # ik_llama.cpp PRs 374, 417 and 418
 _IQK_ROWS_PRODUCTS = "2025-06-26"  # ik_llama.cpp PRs 493 and 557
 _EXPERTS_TOGETHER = {"llama.cpp": "2025-08-25", "ik_llama.cpp": "2025-08-26"}  # PR 15525; PR 728
-_HEADS_TOGETHER = {"llama.cpp": "2025-02-22", "ik_llama.cpp": "2025-05-04"}  # PR 12014; PR 370
 _FEW_ROWS = 64  # up to so many rows the quantised kernels ran before, too (MMQ_MAX_BATCH_SIZE)
 
 _ROWS_ON_GPU = {  # interleaved rows that the GPU can read, and since when: ik_llama.cpp PRs 461, 462, 492, 494
@@ -80,16 +79,6 @@ def dequantises(settings: LlamaCppSettings, format_key: str, rows: float) -> boo
     if own in ("iqk", "trellis"):
         return not since(settings, _IQK_ROWS_PRODUCTS if plain_format(format_key)[1] else _IQK_PRODUCTS)
     return not since(settings, _INT8_PRODUCTS)
-
-
-def reads_heads_apart(settings: LlamaCppSettings) -> bool:
-    """Whether decode attention on the GPU reads a key/value head once for every query head that shares it.
-
-    Mainline's kernels for quantised caches do to this day: those that take the heads together want 16-bit numbers.
-    """
-    if settings.engine == "llama.cpp" and {settings.cache_k, settings.cache_v} - {"f16", "bf16"}:
-        return True
-    return not since(settings, _HEADS_TOGETHER[settings.engine])
 
 
 def touched_experts(experts: tuple[int, int], tokens: int, popularity: float) -> float:

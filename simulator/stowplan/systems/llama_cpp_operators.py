@@ -9,7 +9,7 @@ from stowplan.figures import Figures
 from stowplan.kernels import kernels_of_scaled
 from stowplan.models.model import LatentAttention, Layer, Model, Role
 from stowplan.ops import EXPERT_PARTS, CacheFormat, Kind, Operator, Part, Step, ffn_operators, mixer_operators
-from stowplan.systems.llama_cpp_offload import reads_heads_apart, touched_experts
+from stowplan.systems.llama_cpp_offload import touched_experts
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 
 
@@ -56,8 +56,6 @@ class EngineOperators:
         for op in mixer_operators(layer, step, self.cache, self.settings.cache_k):
             if isinstance(layer.mixer, LatentAttention):
                 op = self._latent(op, layer.mixer, step)
-            elif op.kind is Kind.ATTENTION and reads_heads_apart(self.settings):
-                op = replace(op, apart=True)
             if op.kind is Kind.ATTENTION and not self.settings.flash_attention:
                 # scores are written, scaled, read and written by the softmax, converted and read again
                 yield replace(op, scratch_bytes=self.score_bytes * op.scores)
