@@ -322,10 +322,12 @@ def test_what_the_plan_cannot_do_is_one_sentence(words: list[str], told: str, pl
     assert not target.exists()
 
 
-def test_a_trace_with_sessions_is_not_told_to_add_some(plan: str) -> None:
+def test_the_conversations_of_a_trace_find_their_own_beginnings(plan: str, replayed: Replay) -> None:
     result = run("replay", "burstgpt-3-first-400", "--plan", plan, "--prefix-cache")
-    assert_refused(result, "leave the cache out")
-    assert "--conversations" not in result.output
+    assert_refused(result, "--conversations")
+    found = replayed("burstgpt-3-first-400", "--prefix-cache", "--conversations")
+    assert "prefixes in its conversations" in found["origin"]
+    assert found["hit_rate"] > 0.1
 
 
 @pytest.mark.parametrize(
@@ -405,3 +407,20 @@ def assert_refused(result: Result, told: str) -> None:
     assert "Traceback" not in result.output
     if "Usage:" not in result.output:
         assert result.output.startswith("stowplan: ") and result.output.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_all_of_mooncake_is_replayed_to_the_last_token() -> None:
+    if not MOONCAKE.exists():
+        pytest.skip("the Mooncake trace is not at hand")
+    with gzip.open(MOONCAKE, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    tiers = ("--kv-tier", "host=256GiB", "--kv-tier", "disk=1TB")
+    result = run("replay", str(MOONCAKE), *VLLM, *tiers, "--engines", "4", "--router", "prefix", "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.output)
+    assert answer["counts"]["finished"] == len(rows) == 12031
+    prompts, outputs = (sum(row[name] for row in rows) for name in ("input_length", "output_length"))
+    assert answer["prompt_tokens_per_s"] * answer["span_s"] == pytest.approx(prompts)
+    assert answer["output_tokens_per_s"] * answer["span_s"] == pytest.approx(outputs)
+    assert answer["hit_rate"] > 0.1

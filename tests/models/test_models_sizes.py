@@ -111,7 +111,7 @@ def test_one_format_of_stated_size_is_that_of_the_experts_alone() -> None:
     assert model.weight_bytes == round(130.2 * 2**30)
     others = {t.format for t in model.tensors if t.role not in EXPERT_ROLES and t.name.endswith("weight")}
     assert others == {"q6_k", "q8_0", "f32"}  # rows of 128 weights have no q6_k
-    dense = load_model("llama-3.1-8b", "iq2_k_r4@3GiB")  # nothing is routed: the size is that of the feed-forward blocks
+    dense = load_model("llama-3.1-8b", "iq2_k_r4@3GiB")  # nothing is routed
     assert "q6_k" not in {t.format for t in dense.layers[5].tensors}
 
 

@@ -39,7 +39,7 @@ class NaiveTiers:
         if level == len(self.levels) or not self.capacities[level]:
             return
         held = self.levels[level]
-        if blocks <= held.get(segment, set()):
+        if blocks <= held.get(segment, set()) or len(blocks | held.get(segment, set())) > self.capacities[level]:
             return
         held[segment] = held.pop(segment, set()) | blocks
         while sum(map(len, held.values())) > self.capacities[level]:
@@ -163,3 +163,14 @@ def test_a_tier_out_of_its_range_is_refused(wrong: dict[str, object]) -> None:
     good: dict[str, object] = {"name": "host", "blocks": 1, "read": {"link": 0.0}, "write_s_per_block": 0.0}
     with pytest.raises(InputError, match="tier 'host'"):
         Tier(**(good | wrong))  # type: ignore[arg-type]
+
+
+def test_what_is_larger_than_a_tier_or_comes_while_it_writes_is_dropped_and_counted() -> None:
+    hierarchy = Hierarchy([Tier("disk", 10, {"d": 0.0}, 1.0, patience_s=3.5)], "lru", 9)
+    hierarchy.put(0, 0, 4, 1.0, 0.0)
+    hierarchy.put(5, 0, 11, 1.0, 0.0)
+    assert hierarchy.held == [4] and hierarchy.traffic[0].dropped == 11
+    hierarchy.put(0, 4, 7, 1.0, 0.0)
+    assert hierarchy.held == [4] and hierarchy.traffic[0].dropped == 14, "the writer has four seconds of work left"
+    hierarchy.put(0, 4, 7, 1.0, 1.0)
+    assert hierarchy.held == [7] and hierarchy.traffic[0].dropped == 14

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stowplan.errors import InputError
+from stowplan.traces.conversations import Habits, with_conversations
 from stowplan.traces.trace import Blocks, Trace
 
 QUICK = settings(deadline=None, max_examples=60)
@@ -149,3 +150,16 @@ def test_copies_of_a_window_share_no_session_and_no_block() -> None:
     assert not set(first[first >= 0].tolist()) & set(second[second >= 0].tolist())
     middle = twice.prefix.offsets[half]
     assert not set(twice.prefix.hashes[:middle].tolist()) & set(twice.prefix.hashes[middle:].tolist())
+
+
+def test_prefixes_follow_the_conversations_that_a_trace_has() -> None:
+    trace = Trace(
+        "own", np.arange(5.0), np.array([640, 1280, 640, 1300, 640]), np.full(5, 9), session=np.array([7, 7, -1, 7, -1])
+    )
+    told = with_conversations(trace, Habits(instructions=3, instruction_tokens=64))
+    assert told.session is not None and told.prefix is not None
+    assert len(set(told.session.tolist())) == 3 and told.session[0] == told.session[1] == told.session[3]
+    first, second, _, third, _ = (told.prefix.of(row).tolist() for row in range(5))
+    assert second[:10] == first and third[:20] == second
+    with pytest.raises(InputError, match="begin alike"):
+        with_conversations(told)

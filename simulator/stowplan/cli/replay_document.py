@@ -38,6 +38,7 @@ class ReplayCosts(DocumentRecord):
 class _Served(DocumentRecord):
     """What a trace and a service came to."""
 
+    schema_version: str
     trace: str = Field(description="name or file of the trace")
     origin: str = Field(description="where the trace comes from and how it was changed")
     model: str = Field(description="name of the model")

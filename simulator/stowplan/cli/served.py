@@ -240,7 +240,7 @@ def _caching(
     if trace.prefix is None:
         if not (options.prefix_cache or places):
             return None
-        mend = "leave the cache out" if trace.session is not None else "add --conversations for synthetic ones"
+        mend = "add --conversations to let each turn begin with the one before, or leave the cache out"
         raise InputError(
             f"trace '{trace.name}' does not say which prompts begin alike, so that a prefix cache would find nothing; "
             f"{mend}"

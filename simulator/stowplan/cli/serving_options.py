@@ -57,7 +57,8 @@ Resample = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
 Conversations = Annotated[
-    bool, typer.Option("--conversations", help="Add synthetic conversations to a trace that has none.")
+    bool,
+    typer.Option("--conversations", help="Turns begin with the ones before; synthetic, where the trace does not say."),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave rows out that cannot be read, and count them.")]
 Scheduler = Annotated[

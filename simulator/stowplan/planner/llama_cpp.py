@@ -1,4 +1,10 @@
-"""Planning for llama.cpp: micro-batch, cache place and load mode are enumerated, the placement is a programme each."""
+"""Planning for llama.cpp: micro-batch, cache place and load mode are enumerated, the placement is a programme each.
+
+The programme adds the micro-batches of a prompt up. That several GPUs that hold all of a model work on one after the
+other at once (`stowplan.systems.llama_cpp_run.LlamaCppRun.overlap`) is part of the prediction of a plan and not of the
+search: the overlap depends on the whole placement, so it is no sum over layers. A placement that would gain from it is
+therefore compared by its time without it.
+"""
 
 from __future__ import annotations
 

@@ -220,7 +220,13 @@ class SerialSearch:
         whole = self._reference(homes, [False] * count)
         if not spilled:
             return [whole]
-        elsewhere = [self._everywhere(home) for home in self.run.homes if home not in self._gpus]
+        others = [home for home in self.run.homes if home not in self._gpus]
+        elsewhere = [self._everywhere(home) for home in others]
+        half = count // 2  # a GPU that takes over from the host holds what comes from there as well
+        behind = [self._gpus[index * len(self._gpus) // (count - half)] for index in range(count - half)]
+        elsewhere += [
+            self._reference([home] * half + behind, [odd] * count) for home in others for odd in (False, True)
+        ]
         turn = {index: k % 2 for members in self.run.classes for k, index in enumerate(members.indices)}
         mixed = [self._reference(homes, [turn[index] == odd for index in range(count)]) for odd in (0, 1)]
         return [whole, self._reference(homes, [True] * count), *mixed, *elsewhere]

@@ -2,7 +2,7 @@
 
 What leaves a tier is written to the one below it, where it is missing there, and what is read from a tier stays in it.
 Writes go in the background at the tier's speed; what would have to wait too long for its turn is dropped, as a writer
-with a bounded buffer drops it. A full tier parts with whole segments.
+with a bounded buffer drops it, and so is what would be larger than the tier. A full tier parts with whole segments.
 """
 
 from __future__ import annotations
@@ -140,16 +140,18 @@ class Hierarchy:
     def _put(self, level: int, segment: int, start: int, end: int, worth: float, now: float) -> None:
         store = self._stores[level]
         tier, traffic, shelf = store.tier, store.traffic, store.shelf
-        if store.busy_until > now + tier.patience_s or not tier.blocks:
-            if segment not in shelf:
-                traffic.dropped += end - start
-            return
-        new = end - start
+        new, all_of_it = end - start, end - start
         ranges: Ranges = ((start, end),)
-        if segment in shelf:
+        there = segment in shelf
+        if there:
             new, ranges = _joined(shelf[segment], start, end)
             if not new:
                 return
+            all_of_it = sum(last - first for first, last in ranges)
+        if all_of_it > tier.blocks or store.busy_until > now + tier.patience_s:
+            traffic.dropped += new
+            return
+        if there:
             shelf.take(segment)
         else:
             self.copies[segment] += 1

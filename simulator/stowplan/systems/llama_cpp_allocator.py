@@ -170,16 +170,16 @@ def _pack(graph: Graph, splits: Sequence[_Split], devices: Sequence[str], copies
     for _, sources, _ in steps:
         for each in sources:
             readers[each] = readers.get(each, 0) + 1
-    for value, sources, place in steps:
-        if value is not None:
+    for result, sources, place in steps:
+        if result is not None:
             reused = None
-            if value.in_place:
-                same = (each for each in sources if each in held and each not in kept and each.size == value.size)
+            if result.in_place:
+                same = (each for each in sources if each in held and each not in kept and each.size == result.size)
                 reused = next((each for each in same if readers[each] == 1), None)
             if reused is None:
-                allocate(value, place)
+                allocate(result, place)
             else:
-                held[value] = held.pop(reused)
+                held[result] = held.pop(reused)
         for each in sources:
             readers[each] -= 1
             if readers[each] == 0 and each in held and each not in kept:

@@ -43,7 +43,7 @@ def with_conversations(trace: Trace, habits: Habits | None = None, *, seed: int 
     """The same requests with sessions and prefix blocks.
 
     Args:
-        trace: without sessions and prefixes.
+        trace: without prefixes; conversations that it has are kept.
         habits: how conversations go.
         seed: of the draws.
 
@@ -51,19 +51,29 @@ def with_conversations(trace: Trace, habits: Habits | None = None, *, seed: int 
         InputError: the trace has sessions or prefixes of its own, or a habit is out of range.
     """
     chosen = habits or Habits()
-    if trace.session is not None or trace.prefix is not None:
-        raise InputError(f"trace '{trace.name}' has conversations or prefixes of its own")
+    if trace.prefix is not None:
+        raise InputError(f"trace '{trace.name}' says itself which prompts begin alike")
     if not (chosen.turns >= 1.0 and math.isfinite(chosen.turns) and 0.0 < chosen.gap_s < math.inf):
         raise InputError("conversations need at least 1 turn on average and a gap above 0 s")
     if chosen.block_tokens < 1 or chosen.instructions < 1 or chosen.instruction_tokens < 0:
         raise InputError("conversations need blocks of at least 1 token and at least 1 instruction")
     random = np.random.default_rng(seed)
-    session = _sessions(trace, chosen, random)
+    known = trace.session
+    session = _sessions(trace, chosen, random) if known is None else _everyone(known)
     prefix = _blocks(trace, session, chosen, random)
-    note = f"synthetic conversations of {chosen.turns:g} turns and prefixes, seed {seed}"
+    added = (
+        f"conversations of {chosen.turns:g} turns and prefixes" if known is None else "prefixes in its conversations"
+    )
+    note = f"synthetic {added}, seed {seed}"
     return dataclasses.replace(
         trace, session=session, prefix=prefix, origin=f"{trace.origin}; {note}" if trace.origin else note
     )
+
+
+def _everyone(session: Integers) -> Integers:
+    """Conversations by dense numbers; a request outside of any is one of its own."""
+    alone = int(session.max()) + 1 + np.arange(len(session))
+    return np.asarray(np.unique(np.where(session < 0, alone, session), return_inverse=True)[1].astype(np.int64))
 
 
 def _sessions(trace: Trace, habits: Habits, random: np.random.Generator) -> Integers:
