@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,13 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     ("validation", ("validate", "--system", "fate", "-j", "1", "--json")),
     ("ablation", ("validate", "--ablation", "--hardware", "t4-16", "--system", "flexgen", "-j", "1", "--json")),
     ("unexpressed", ("validate", "--unexpressed", "--json")),
-    ("batching", ("batch", *SMALL, "--requests", "{lengths}", "--max-batch", "2", "--json")),
+    ("batching", ("batch", *SMALL[:-1], "l4-cloud", "--requests", "{lengths}", "--max-batch", "2", "--json")),
     ("replay", ("replay", *REPLAY, "--json")),
     ("replay", ("replay", *REPLAY, "--slo", "ttft=1s", "--conversations", "--kv-tier", "host=1GiB", "--json")),
     ("capacity", ("capacity", *REPLAY, "--slo", "ttft=1s,tpot=50ms", "--json")),
     ("capacity", ("capacity", *REPLAY[:4], "1", "--slo", "ttft=5s", "--count-engines", "--json")),
     ("whatif", ("whatif", *SMALL[:-1], "cpu-laptop-32", "--json")),
+    ("whatif", ("whatif", "{stored}", "--json")),
     ("sweep", ("whatif", *SMALL, "--sweep", "gpu.memory=6GiB", "--sweep", "context=2048,999999", "--json")),
     ("breakeven", ("whatif", *SMALL, "--until", "decode=60", "--vary", "gpu.bandwidth=100GB/s:800GB/s", "--json")),
     ("breakeven", ("whatif", *SMALL, "--until", "decode=1e6", "--vary", "context=1024:2048", "--json")),
@@ -59,6 +60,9 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     ("serving-fit", ("calibrate", "fit", "{serving}", "--on", PROFILE, "--json")),
     *(("list", ("list", kind, "--json")) for kind in LISTS),
 ]
+
+SLOW = ("ablation", "engine-fit")
+"""Documents whose commands take seconds: an ablation predicts three times, a fit predicts again and again."""
 
 DESCRIBED_BY_THEIR_CLASS = ("plan", "prediction", "answer", "comparison", "validation", "ablation")
 """Documents whose fields are explained together, in the description of the object that they belong to."""
@@ -74,8 +78,11 @@ def run(*words: str) -> str:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """Small inputs by the name that stands for them in `COMMANDS`."""
     folder = tmp_path_factory.mktemp("inputs")
-    found = {name: str(folder / name) for name in ("plan.json", "lengths.csv", "turns.jsonl", "serving.json")}
+    found = {
+        name: str(folder / name) for name in ("plan.json", "stored.json", "lengths.csv", "turns.jsonl", "serving.json")
+    }
     run("plan", *SMALL, "-o", found["plan.json"])
+    run("plan", *SMALL[:-1], "cpu-laptop-32", "--kv", "q8_0", "--context", "4096", "-o", found["stored.json"])
     Path(found["lengths.csv"]).write_text("prompt_tokens,output_tokens\n" + "100,20\n300,5\n")
     _conversations(Path(found["turns.jsonl"]))
     _serving_benchmark(Path(found["serving.json"]))
@@ -179,12 +186,19 @@ def _is_of(value: object, kind: str) -> bool:
     }[kind]
 
 
+def _parameters(commands: Iterable[tuple[str, tuple[str, ...]]]) -> list[Any]:
+    return [
+        pytest.param(name, words, id=f"{name}-{k}", marks=[pytest.mark.slow] if name in SLOW else [])
+        for k, (name, words) in enumerate(commands)
+    ]
+
+
 def objects(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Every part of a schema that describes an object with named fields."""
     yield from (each for each in (schema, *schema.get("$defs", {}).values()) if "properties" in each)
 
 
-@pytest.mark.parametrize(("name", "words"), COMMANDS, ids=[" ".join(words[:4]) for _, words in COMMANDS])
+@pytest.mark.parametrize(("name", "words"), _parameters(COMMANDS))
 def test_a_command_prints_what_its_schema_says(name: str, words: tuple[str, ...], files: Mapping[str, str]) -> None:
     text = printed(words, files)
     document = json.loads(text)
@@ -195,7 +209,7 @@ def test_a_command_prints_what_its_schema_says(name: str, words: tuple[str, ...]
         assert document["schema_version"] == f"stowplan.{name}/1"
 
 
-@pytest.mark.parametrize(("name", "words"), dict(COMMANDS).items(), ids=dict(COMMANDS))
+@pytest.mark.parametrize(("name", "words"), _parameters(dict(COMMANDS).items()))
 def test_a_field_more_or_less_is_no_document(name: str, words: tuple[str, ...], files: Mapping[str, str]) -> None:
     document = json.loads(printed(words, files))
     first = document[0] if isinstance(document, list) else document

@@ -29,7 +29,7 @@ class AskedScenario(DocumentRecord):
     system: str = Field(description="key of the system")
     objective: str = Field(description="what is made fast: request, decode, ttft or throughput")
     workload: list[tuple[str, int]] = Field(description="name and number of what is asked: tokens, for batch requests")
-    settings: list[tuple[str, str | int | bool]] = Field(description="name and value of fixed settings")
+    settings: list[tuple[str, str | int | float | bool | None]] = Field(description="name and value of fixed settings")
     any_batch: bool = Field(description="whether the batch is chosen too")
 
 

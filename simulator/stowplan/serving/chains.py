@@ -34,7 +34,7 @@ class Chains:
 
     offsets: array[int]
     segments: array[int]
-    sizes: list[int]
+    sizes: array[int]
     block_tokens: int
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Chains:
         positions = np.arange(kept[-1]) + np.repeat(prefix.offsets[:-1] - kept[:-1], counts)
         hashes = prefix.hashes[positions]
         offsets, segments, sizes = _segments(hashes, kept)
-        return Chains(_packed(offsets), _packed(segments), (sizes * units).tolist(), block_tokens)
+        return Chains(_packed(offsets), _packed(segments, "i"), _packed(sizes * units, "i"), block_tokens)
 
 
 def _segments(hashes: Integers, kept: Integers) -> tuple[Integers, Integers, Integers]:
@@ -101,7 +101,7 @@ def _numbered(hashes: Integers) -> tuple[Integers, Integers]:
     return name, visits
 
 
-def _packed(values: Integers) -> array[int]:
-    packed = array("q")
-    packed.frombytes(np.ascontiguousarray(values, dtype=np.int64).tobytes())
+def _packed(values: Integers, code: str = "q") -> array[int]:
+    packed = array(code)
+    packed.frombytes(np.ascontiguousarray(values, dtype=code).tobytes())
     return packed

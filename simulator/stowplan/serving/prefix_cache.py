@@ -66,8 +66,9 @@ class PrefixCache:
         self._block = chains.block_tokens
         self._tables = tables
         self._below = Hierarchy(tiers, eviction, len(chains.sizes)) if tiers else None
-        self._present = [0] * len(self._sizes)
-        self._holders = [0] * len(self._sizes)
+        # arrays, not lists: what is looked up at random fits into the processor's cache
+        self._present = array("i", bytes(4 * len(self._sizes)))
+        self._holders = array("i", bytes(4 * len(self._sizes)))
         self._loose = make_shelf(eviction)
         self._costly = eviction == "cost"
         self._worth: dict[int, float] = {}
