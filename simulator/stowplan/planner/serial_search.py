@@ -97,11 +97,23 @@ class SerialSearch:
             output, data = programmes[k]
             solved = solve(data, solver=solver)
             placed = None if solved is None else self.evaluated(solved, output)
+            for _ in range(_SQUEEZES):
+                over = {} if placed is None else self._over_margin(placed)
+                if not over:
+                    break
+                data = replace(data, room={tier: left - over.get(tier, 0.0) for tier, left in data.room.items()})
+                solved = solve(data, solver=solver)
+                placed = None if solved is None else self.evaluated(solved, output)
             if solved is not None and placed is not None:
                 cost = self.weights.cost(placed)
                 if best is None or cost < best.cost:
                     best = Found(solved.layers, output, placed, cost, solved, data)
         return best
+
+    def _over_margin(self, placed: Evaluation) -> dict[str, float]:
+        """Bytes by which GPUs hold more than capacity less margin: buffers can be larger than in every reference."""
+        over = {tier: use.used - use.capacity + self.run.margin for tier, use in placed.memory.items() if tier != RAM}
+        return {tier: excess for tier, excess in over.items() if excess > 1.0}
 
     def evaluated(self, solved: Solved, output: str) -> Evaluation | None:
         """Exact times of a solution; None when a tier overflows after all."""
