@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
@@ -22,6 +22,7 @@ Objective = Literal["request", "decode", "ttft", "throughput"]
 of the batch's whole request."""
 
 _PREFILL_SAMPLES = 8
+_SQUEEZES = 3  # programmes with less room, where the buffers of a placement turn out larger than reserved
 
 
 @dataclass(frozen=True, slots=True)
