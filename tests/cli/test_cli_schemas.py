@@ -61,8 +61,8 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     *(("list", ("list", kind, "--json")) for kind in LISTS),
 ]
 
-SLOW = ("ablation", "engine-fit")
-"""Documents whose commands take seconds: an ablation predicts three times, a fit predicts again and again."""
+SLOW = ("ablation", "comparison", "engine-fit", "validation")
+"""Documents whose commands predict again and again; but for the fit, their own tests read them with their models."""
 
 DESCRIBED_BY_THEIR_CLASS = ("plan", "prediction", "answer", "comparison", "validation", "ablation")
 """Documents whose fields are explained together, in the description of the object that they belong to."""

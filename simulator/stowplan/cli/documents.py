@@ -131,7 +131,7 @@ def answer_of(planned: Planned, objective: str, simulated_s: float, changes: Seq
     )
 
 
-def as_json(document: BaseModel | Mapping[str, Any] | list[Any]) -> str:
+def as_json(document: BaseModel | Mapping[str, Any]) -> str:
     """Indented JSON, the same for the same document."""
     data = document.model_dump(mode="json", by_alias=True) if isinstance(document, BaseModel) else document
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
