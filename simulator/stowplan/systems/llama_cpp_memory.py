@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from stowplan.models import state_bytes
 from stowplan.models.model import Layer, Model, Recurrence
@@ -66,6 +67,13 @@ class LlamaCppMemory:
             embedding, output: places of the tables outside the layers.
             gpus: how many the engine sees.
         """
+        placed = tuple((layer.index, places) for layer, places in layers)
+        return dict(_compute_buffers(self, placed, embedding, output, gpus))
+
+    def allocated(
+        self, layers: Sequence[tuple[Layer, LayerPlaces]], embedding: str, output: str, gpus: int
+    ) -> dict[str, float]:
+        """`compute_buffers`, replayed anew."""
         tokens = min(self.settings.chunk, self.cells)
         builder = GraphBuilder(self.model, self.settings, self.cache, tokens, self.workload.batch, gpus > 0)
         placed = [(layer, places, self._stream_cells(layer)) for layer, places in layers]
@@ -79,3 +87,12 @@ class LlamaCppMemory:
         whole = all(places.mixer == places.kv != RAM for _, places in layers)
         together = all(place == places.mixer for _, places in layers for _, place in places.ffn)
         return output != RAM and self.settings.kv_offload and whole and together
+
+
+@lru_cache(maxsize=512)
+def _compute_buffers(
+    rules: LlamaCppMemory, placed: tuple[tuple[int, LayerPlaces], ...], embedding: str, output: str, gpus: int
+) -> dict[str, float]:
+    """The same placement is asked for again and again, while a prediction scales one figure after another."""
+    layers = [(rules.model.layers[index], places) for index, places in placed]
+    return rules.allocated(layers, embedding, output, gpus)
