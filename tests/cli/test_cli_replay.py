@@ -284,7 +284,6 @@ def test_a_plan_says_what_runs_it(plan: str) -> None:
         (["replay", TRACE, *ON, "--between", "1h"], "give two moments"),
         (["replay", TRACE, *ON, "--between", "2h,1h"], "no request is left"),
         (["replay", TRACE, *ON, "--resample", "3", "--seed", "-1"], "--seed"),
-        (["replay", "burstgpt-3-first-400", *ON, "--conversations"], "of its own"),
         (["replay", TRACE, *ON, "--migrate"], "two engines or more"),
         (["replay", TRACE, *ON, "--handover", "50GB/s"], "--prompt-engines"),
         (["replay", TRACE, *ON, "--prompt-engines", "1"], "--handover 50GB/s"),
