@@ -48,7 +48,7 @@ def test_json_lines_and_gzip(tmp_path: Path) -> None:
         ("a.csv", HEADER.encode() + b'"1,2\n', "is not CSV"),
         ("a.csv", b"\xff\xfe\x00junk", "line 1: is not UTF-8"),
         ("a.csv.gz", b"no gzip at all", "cannot be read"),
-        ("a.csv.gz", gzip.compress(b"x" * 9999)[:-9], "cannot be read"),
+        ("a.csv.gz", gzip.compress(b"x" * 9999, mtime=0)[:-9], "cannot be read"),
         ("a.jsonl", b"[1, 2]\n", "line 1: expected an object"),
         ("a.jsonl", b"{\n", "line 1: is not JSON"),
         ("a.jsonl", b'{"prompt_tokens": 1}\n', "line 1: output_tokens is 'None'"),

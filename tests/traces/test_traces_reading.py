@@ -148,7 +148,7 @@ def test_servegen_clients_are_sampled_with_their_counts(tmp_path: Path) -> None:
         (PLAIN.encode() + b"0,1,1\n\xff\xfe\x00\n", r"x:3: the line holds a zero byte"),
         (PLAIN.encode() + b"0,1,1\n\xff\xfe\n", r"x:3: the line is not UTF-8"),
         (b"\x7fELF\x00\x00\x01\n", r"x:1: the line holds a zero byte"),
-        (gzip.compress(PLAIN.encode() * 99)[:-9], "damaged gzip"),
+        (gzip.compress(PLAIN.encode() * 99, mtime=0)[:-9], "damaged gzip"),
         ("arrival_s,prompt_tokens,output_tokens,prefix_hashes\n0,20,1,1 x\n", r"x:2: 'prefix_hashes' must hold whole"),
         ('{"timestamp": 0, "input_length": true, "output_length": 1}\n', r"x:1: 'input_length' is 'True'"),
         ('{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": 7}\n', r"x:1: 'hash_ids' is not a list"),
