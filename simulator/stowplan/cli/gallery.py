@@ -19,7 +19,7 @@ from stowplan.datafiles import read_toml
 from stowplan.errors import InputError
 from stowplan.plan import write_atomically
 from stowplan.report.markup import Markup, join, tag
-from stowplan.report.whatif_shell import whole_page
+from stowplan.report.shell import whole_page
 
 _QUESTIONS = Path(__file__).with_name("gallery.toml")
 _WITHOUT_PAGE = "--until"

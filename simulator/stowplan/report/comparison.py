@@ -9,7 +9,7 @@ from stowplan.models.model import Model
 from stowplan.planner.comparison import Compared, Comparison
 from stowplan.report import words
 from stowplan.report.markup import Markup, picture, table, tag
-from stowplan.report.whatif_shell import section, whole_page
+from stowplan.report.shell import section, whole_page
 
 _WIDTH, _LEFT, _RIGHT, _ROW = 1000.0, 210.0, 150.0, 30.0
 _GIB = 2.0**30

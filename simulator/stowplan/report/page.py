@@ -13,10 +13,9 @@ from stowplan.report.curve import batch_charts, curve_of
 from stowplan.report.lanes import step_lanes
 from stowplan.report.markup import Markup, tag
 from stowplan.report.operators import groups_of, roofs_of, steps
-from stowplan.report.plots import CHART_MARK, draw_charts
 from stowplan.report.roofline import roofline
+from stowplan.report.shell import section, whole_page
 from stowplan.report.stowage import hatching, holds, stowage_plan
-from stowplan.report.style import SCRIPT, style_sheet
 from stowplan.systems import load_system
 from stowplan.systems.base import Setup, System
 
@@ -55,30 +54,14 @@ def _page(setup: Setup, plan: Plan, prediction: Prediction, planned: Planned | N
         *_batches(system, setup, plan, planned),
         *_grounds(prediction, planned),
     ]
-    title = f"{prediction.model} on {prediction.machine}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Markup(style_sheet())),
-    )
-    tip = tag("div", id="tip", hidden="hidden")
-    charts = [draw_charts()] if any(CHART_MARK in section for section in sections) else []
-    body = tag("body", hatching(), tag("main", *sections), tip, tag("script", Markup(SCRIPT)), *charts)
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _section(title: str, sentence: str, *content: str) -> list[Markup]:
-    return [tag("section", tag("h2", title), tag("p", sentence, class_="note"), *content)]
+    return whole_page(f"{prediction.model} on {prediction.machine}", *sections, style="", before=hatching())
 
 
 def _stowage(setup: Setup, plan: Plan, prediction: Prediction) -> list[Markup]:
     sentence = (
         "Each memory is drawn to its own scale; the thick line is where it is full. Point at a box for its bytes."
     )
-    return _section("Where the bytes lie", sentence, stowage_plan(holds(setup, plan, prediction)))
+    return [section("Where the bytes lie", sentence, stowage_plan(holds(setup, plan, prediction)))]
 
 
 def _time(decode: Run, prefill: Run | None, ttft_s: float, gpus: int) -> list[Markup]:
@@ -92,7 +75,7 @@ def _time(decode: Run, prefill: Run | None, ttft_s: float, gpus: int) -> list[Ma
         )
         content += [tag("h2", first), step_lanes(prefill, gpus, of="the first chunk of the prompt")]
     sentence = "Who works when, in the simulator. Colours are those of the boxes above; pink is copying."
-    return _section(f"One decode step: {length}", sentence, *content)
+    return [section(f"One decode step: {length}", sentence, *content)]
 
 
 def _roofline(system: System, setup: Setup, plan: Plan, decode: Run, prefill: Run | None) -> list[Markup]:
@@ -114,7 +97,7 @@ def _roofline(system: System, setup: Setup, plan: Plan, decode: Run, prefill: Ru
         "Copies that an operator waits for count as its time."
     )
     roofs = list(roofs_of(setup, {group.device for group in groups}))
-    return _section("What each operator reaches", sentence, roofline(groups, roofs, link, gpus))
+    return [section("What each operator reaches", sentence, roofline(groups, roofs, link, gpus))]
 
 
 def _batches(system: System, setup: Setup, plan: Plan, planned: Planned | None) -> list[Markup]:
@@ -126,23 +109,21 @@ def _batches(system: System, setup: Setup, plan: Plan, planned: Planned | None) 
         if curve.too_large is None:
             return []
         sentence = f"With this placement no second request fits: {curve.too_large} at a time need more memory."
-        return _section("More requests at a time", sentence)
+        return [section("More requests at a time", sentence)]
     sentence = "Decode with this placement when more requests run together, each with the same prompt and context."
     if curve.too_large is not None:
         sentence += f" {curve.too_large} at a time do not fit."
     if len(others) > 1:
         sentence += " Dashed: the best placement for each batch."
-    return _section("More requests at a time", sentence, batch_charts(curve, plan.workload.batch, others))
+    return [section("More requests at a time", sentence, batch_charts(curve, plan.workload.batch, others))]
 
 
 def _grounds(prediction: Prediction, planned: Planned | None) -> Iterator[Markup]:
     if planned is not None and planned.alternatives:
         sentence = "What else was tried, best first."
-        yield from _section(
-            "Other placements", sentence, grounds.alternatives_table(planned.alternatives, planned.cost)
-        )
+        yield section("Other placements", sentence, grounds.alternatives_table(planned.alternatives, planned.cost))
     if prediction.rests_on:
         sentence = "Numbers that move the prediction, strongest first; the interval follows from their spread."
-        yield from _section("What this rests on", sentence, grounds.figures_table(prediction.rests_on))
+        yield section("What this rests on", sentence, grounds.figures_table(prediction.rests_on))
     if planned is not None and prediction.solver is not None:
         yield tag("p", grounds.proof(prediction.solver, prediction.system, planned.cost), class_="note")

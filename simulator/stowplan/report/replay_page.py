@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.report.markup import Markup, table, tag
-from stowplan.report.plots import axis, chart, draw_charts
-from stowplan.report.style import SCRIPT, style_sheet
+from stowplan.report.plots import axis, chart
+from stowplan.report.shell import section, whole_page
 from stowplan.serving.answers import (
     Answers,
     Distribution,
@@ -44,33 +44,20 @@ def replay_page(
     sections = [
         tag("h1", f"{setup.model.name} {setup.model.quant.upper()} on {setup.machine.name}"),
         tag("p", f"{trace.name}: {len(trace):,} requests, {_rate_words(trace)}. {trace.origin}", class_="note"),
-        _section("What users feel", _felt(answers, objective), _latency_table(answers), _latency_chart(replay)),
-        _section(
+        section("What users feel", _felt(answers, objective), _latency_table(answers), _latency_chart(replay)),
+        section(
             "Load over time", "Requests that wait, and requests that were started and are not done.", _load(replay)
         ),
-        _section("What the engine did", _engine_words(replay, answers, engine), _tally_chart(replay)),
+        section("What the engine did", _engine_words(replay, answers, engine), _tally_chart(replay)),
     ]
     caches = [use.cache for use in replay.engines if use.cache is not None]
     if caches:
-        sections.append(_section("Where prompts were found", _cache_words(answers), *_cache(caches, engine)))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{trace.name} on {setup.machine.name}"),
-        tag("style", Markup(style_sheet())),
-    )
-    body = tag("body", tag("main", *sections), tag("script", Markup(SCRIPT)), draw_charts())
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+        sections.append(section("Where prompts were found", _cache_words(answers), *_cache(caches, engine)))
+    return whole_page(f"{trace.name} on {setup.machine.name}", *sections, style="")
 
 
 def _rate_words(trace: Trace) -> str:
     return f"{trace.rate:.3g}/s" if np.isfinite(trace.rate) else "all at once"
-
-
-def _section(title: str, sentence: str, *content: str) -> Markup:
-    return tag("section", tag("h2", title), tag("p", sentence, class_="note"), *content)
 
 
 def _felt(answers: Answers, objective: Objective | None) -> str:

@@ -1,4 +1,4 @@
-"""The frame of what-if pages: head, style, sections, and the script that draws charts."""
+"""The frame of every page: head, style, sections, what a pointer shows, and the script that draws charts."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ def section(title: str, sentence: str, *content: str) -> Markup:
     return tag("section", tag("h2", title), tag("p", sentence, class_="note"), *content)
 
 
-def whole_page(title: str, *sections: str) -> str:
-    """One self-contained page."""
+def whole_page(title: str, *sections: str, style: str = _STYLE, before: str = "") -> str:
+    """One self-contained page.
+
+    Args:
+        title: what the window is called.
+        sections: what people read, in order.
+        style: rules beyond those of every page.
+        before: marks ahead of the sections that are never seen by themselves, such as patterns that shapes refer to.
+    """
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
-        tag("style", Markup(style_sheet() + _STYLE)),
+        tag("style", Markup(style_sheet() + style)),
     )
     charts = [draw_charts()] if any(CHART_MARK in each for each in sections) else []
     tip = tag("div", id="tip", hidden="hidden")
-    body = tag("body", tag("main", *sections), tip, tag("script", Markup(SCRIPT)), *charts)
+    seen = (tag("main", *sections), tip, tag("script", Markup(SCRIPT)), *charts)
+    body = tag("body", *([before] if before else []), *seen)
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"

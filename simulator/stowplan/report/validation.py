@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from stowplan.report import validation_charts as charts
 from stowplan.report.markup import Markup, join, table, tag
-from stowplan.report.plots import draw_charts
-from stowplan.report.style import SCRIPT, style_sheet
+from stowplan.report.shell import section, whole_page
 from stowplan.report.words import count
 from stowplan.validate.explain import dominant_term, open_points, worst
 from stowplan.validate.pairs import Pair, Winners
@@ -32,14 +31,6 @@ def validation_page(found: Validation, targets: Targets) -> str:
     """One self-contained page."""
     title = "Predictions against published measurements"
     held_out = found.part("held-out")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Markup(style_sheet() + _STYLE)),
-    )
     sections = [
         _heading(title, held_out, found.part("fit")),
         *_promises(found, targets),
@@ -50,13 +41,7 @@ def validation_page(found: Validation, targets: Targets) -> str:
         *_worst(held_out),
         *_refused(found),
     ]
-    tip = tag("div", id="tip", hidden="hidden")
-    body = tag("body", tag("main", *sections), tip, tag("script", Markup(SCRIPT)), draw_charts())
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _section(title: str, sentence: str, *content: str) -> list[Markup]:
-    return [tag("section", tag("h2", title), tag("p", sentence, class_="note"), *content)]
+    return whole_page(title, *sections, style=_STYLE)
 
 
 def _percent(value: float | None, *, signed: bool = False) -> str:
@@ -93,7 +78,7 @@ def _promises(found: Validation, targets: Targets) -> list[Markup]:
         rows.append(["the better of two runs was predicted", wanted, got, _pill("met" if good else "missed")])
     header = ["held-out hardware", "promised", "reached", ""]
     sentence = "Median of the absolute error on machines that were not used for any fit."
-    return _section("What is promised, and what is reached", sentence, table(header, rows))
+    return [section("What is promised, and what is reached", sentence, table(header, rows))]
 
 
 def _promise(each: Reached) -> list[str]:
@@ -118,7 +103,7 @@ def _scatters(rows: Sequence[Row]) -> list[Markup]:
         "on. On the line predictions are right; the dotted lines are 25 % off. Point at a dot for its source."
     )
     panels = tag("div", *charts.scatters(rows), class_="panels")
-    return _section("Predicted against measured", sentence, charts.legend(rows), panels)
+    return [section("Predicted against measured", sentence, charts.legend(rows), panels)]
 
 
 def _errors(found: Validation, targets: Targets) -> list[Markup]:
@@ -133,7 +118,7 @@ def _errors(found: Validation, targets: Targets) -> list[Markup]:
     if found.fitted:
         inner = _families(found.fitted, targets)
         content.append(tag("details", tag("summary", "The hardware that constants were set on"), inner))
-    return _section("Errors by family", sentence, *content)
+    return [section("Errors by family", sentence, *content)]
 
 
 def _families(families: Iterable[Errors], targets: Targets) -> Markup:
@@ -161,7 +146,7 @@ def _calibration(found: Validation) -> list[Markup]:
         "On the diagonal, intervals hold as much as they say; below it they are too narrow, above it too wide. The "
         "green bar is where the 80 % interval should be on held-out hardware."
     )
-    return _section("Do the intervals hold?", sentence, charts.calibration(found.rows))
+    return [section("Do the intervals hold?", sentence, charts.calibration(found.rows))]
 
 
 def _winners(found: Validation, targets: Targets) -> list[Markup]:
@@ -182,7 +167,7 @@ def _winners(found: Validation, targets: Targets) -> list[Markup]:
             ["better, as measured", "worse", "measured", "predicted"], map(_choice, found.wrong), numbers=(2, 3)
         )
         content.append(tag("details", tag("summary", f"{count(len(found.wrong), 'choice')} predicted wrong"), inner))
-    return _section("Which of two runs is faster?", sentence, *content)
+    return [section("Which of two runs is faster?", sentence, *content)]
 
 
 def _choice(pair: Pair) -> list[str]:
@@ -221,7 +206,7 @@ def _worst(rows: Sequence[Row]) -> list[Markup]:
         for row in worst(rows, _WORST)
     ]
     header = ["case", "ratio", "predicted", "measured", "dominant term, run, what is open"]
-    return _section("The worst twenty", sentence, tag("div", table(header, lines, numbers=(1, 2, 3)), class_="worst"))
+    return [section("The worst twenty", sentence, tag("div", table(header, lines, numbers=(1, 2, 3)), class_="worst"))]
 
 
 def _source(row: Row) -> Markup:
@@ -237,4 +222,4 @@ def _refused(found: Validation) -> list[Markup]:
     )
     rows = [[each.unit.name, each.unit.system, each.reason] for each in found.refused]
     content = [table(["case", "system", "why there is no prediction"], rows)] if rows else []
-    return _section("What fits", sentence, *content)
+    return [section("What fits", sentence, *content)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stowplan.report import answer, words
 from stowplan.report.markup import Markup, join, picture, table, tag
-from stowplan.report.whatif_shell import section, whole_page
+from stowplan.report.shell import section, whole_page
 from stowplan.report.whatif_words import summary, times
 from stowplan.whatif.answer import Change, WhatIf
 from stowplan.whatif.prices import ShadowPrice

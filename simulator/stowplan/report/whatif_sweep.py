@@ -8,7 +8,7 @@ from typing import Any
 from stowplan.report import words
 from stowplan.report.markup import Markup, join, table, tag
 from stowplan.report.plots import axis, chart
-from stowplan.report.whatif_shell import section, whole_page
+from stowplan.report.shell import section, whole_page
 from stowplan.whatif.axes import Axis
 from stowplan.whatif.front import DEFAULT, WISHES, front, wishes
 from stowplan.whatif.paths import find_path
