@@ -9,10 +9,10 @@ import typer
 
 from stowplan.cli import serving_options as options
 from stowplan.cli.inputs import Html, Json, Quant, Set
-from stowplan.cli.served import Served, ServiceOptions, TraceOptions
 from stowplan.errors import InputError
 
 if TYPE_CHECKING:
+    from stowplan.cli.served import Served
     from stowplan.serving.answers import Answers, Distribution, Objective
     from stowplan.serving.capacity import Capacity
     from stowplan.serving.economics import Costs
@@ -65,7 +65,7 @@ def replay(
     from stowplan.cli import inputs, tables
     from stowplan.cli.documents import as_json
     from stowplan.cli.replay_document import replay_document
-    from stowplan.cli.served import served_by, trace_of
+    from stowplan.cli.served import ServiceOptions, TraceOptions, served_by, trace_of
     from stowplan.plan import write_atomically
     from stowplan.serving.answers import parse_objective, summarise, write_requests_csv
     from stowplan.serving.economics import check_prices, costs_of
@@ -158,7 +158,7 @@ def capacity(
     from stowplan.cli import inputs, tables
     from stowplan.cli.documents import as_json
     from stowplan.cli.replay_document import capacity_document
-    from stowplan.cli.served import served_by, trace_of
+    from stowplan.cli.served import ServiceOptions, TraceOptions, served_by, trace_of
     from stowplan.serving.answers import parse_objective
     from stowplan.serving.capacity import fewest_engines, highest_rate
 

@@ -130,20 +130,17 @@ def served_by(options: ServiceOptions, trace: Trace) -> Served:
 
     from stowplan.serving.kv_tiers import parse_place
     from stowplan.serving.service import Service
-    from stowplan.systems.base import RAM
 
     _check_together(options)
     patience, places = _patience(options), [parse_place(text) for text in options.kv_tiers]
     setup, plan = _planned(options, trace)
     if plan.system == "vllm":
         from stowplan.serving.from_vllm import engine_of_plan
-        from stowplan.systems.vllm_memory import memory_of
         from stowplan.systems.vllm_settings import settings_of
 
         plan = _with_settings_of_vllm(options, plan)
-        vllm, settings = engine_of_plan(setup, plan), settings_of(plan)
-        gpus = settings.tensor_parallel
-        engine = replace(vllm.engine, host=memory_of(setup, settings).uses(setup, gpus, 0)[RAM])
+        vllm, gpus = engine_of_plan(setup, plan), settings_of(plan).tensor_parallel
+        engine = vllm.engine
         own = vllm.prefix_caching and not options.prompt_engines
         scheduler, ahead, request_s = vllm.scheduler, vllm.ahead, vllm.request_s
     else:

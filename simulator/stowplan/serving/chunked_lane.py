@@ -60,13 +60,13 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
             while mean >= piece_ends[piece]:
                 piece += 1
             growth, fixed, per_sequence = piece_token[piece], piece_fixed[piece], tables.piece_sequence[piece]
-        change = inf
+        change, mixed = inf, False
+        done: list[tuple[int, int]] = []
         if begun >= 0 or batch < max_running:
             change = arrival[head]
             if begun >= 0 or change <= now:
                 change = inf
                 budget, room, total, attention = most - batch, max_running - batch, batch, 0.0
-                done: list[tuple[int, int]] = []
                 loads: list[Found] = []
                 if begun >= 0:
                     tokens = begun_length - begun_done
@@ -120,7 +120,8 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                     budget -= tokens
                     room -= 1
                     head += 1
-                if total > batch:
+                mixed = total > batch
+                if mixed:
                     lowest = lowest if lowest < free else free
                     if batch:
                         attention += per_sequence * batch + growth * context
@@ -134,85 +135,57 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                         lowest = lowest if lowest < free else free
                         steps += 1
                         context += batch
-                        beyond = (steps + 1) << bits
-                        while ends and ends[0] < beyond:
-                            request = heappop(ends) & mask
-                            cached = full[request]
-                            phase[(steps - cached) % size] -= 1
-                            batch -= 1
-                            context -= cached
-                            finished[request] = now
-                            if cache is not None:
-                                if cache.loose_blocks > free:
-                                    cache.shrink(free, now)
-                                free -= cache.release(request)
-                            free += (cached + round_up) // size
-                    for request, length in done:
-                        first[request] = now
-                        left = output[request] - 1
-                        if left:
-                            heappush(ends, (steps + left) << bits | request)
-                            phase[(steps - length) % size] += 1
-                            batch += 1
-                            context += length
-                        else:
-                            finished[request] = now
-                            if cache is not None:
-                                if cache.loose_blocks > free:
-                                    cache.shrink(free, now)
-                                free -= cache.release(request)
-                            free += (length + round_up) // size
-                    continue
-        if not batch:
-            if change == inf:
-                break
-            idle += change - now
-            now = change
-            continue
-        due = ends[0] >> bits
-        run = due - steps
-        if free < batch * ((run + round_up) // size):
-            run = steps_within_blocks(phase, steps, free, batch, run)
-        if several and mean + run > piece_ends[piece]:
-            run = min(run, ceil(piece_ends[piece] - mean))
-        step_s = fixed[batch] + growth * context
-        if run == 1:
-            tally[batch] += 1
-            now += step_s
-            steps += 1
-            context += batch
-            free -= phase[start]
-        else:
-            half = 0.5 * growth * batch
-            until = now + run * (step_s + half * (run - 1))
-            if change < until:
-                # the root of `steps_until`, kept where the times on both sides of it confirm it
-                wait, linear = change - now, step_s - half
-                square = linear * linear + 4.0 * half * wait
-                guess = ceil(2.0 * wait / (linear + sqrt(square))) if square > 0.0 and linear > 0.0 else run
-                until = now + guess * (step_s + half * (guess - 1))
-                if until < change or guess > run or now + (guess - 1) * (step_s + half * (guess - 2)) >= change:
-                    guess = steps_until(change, now, step_s, half, run)
+        if not mixed:
+            if not batch:
+                if change == inf:
+                    break
+                idle += change - now
+                now = change
+                continue
+            due = ends[0] >> bits
+            run = due - steps
+            if free < batch * ((run + round_up) // size):
+                run = steps_within_blocks(phase, steps, free, batch, run)
+            if several and mean + run > piece_ends[piece]:
+                run = min(run, ceil(piece_ends[piece] - mean))
+            step_s = fixed[batch] + growth * context
+            if run == 1:
+                tally[batch] += 1
+                now += step_s
+                steps += 1
+                context += batch
+                free -= phase[start]
+            else:
+                half = 0.5 * growth * batch
+                until = now + run * (step_s + half * (run - 1))
+                if change < until:
+                    # the root of `steps_until`, kept where the times on both sides of it confirm it
+                    wait, linear = change - now, step_s - half
+                    square = linear * linear + 4.0 * half * wait
+                    guess = ceil(2.0 * wait / (linear + sqrt(square))) if square > 0.0 and linear > 0.0 else run
                     until = now + guess * (step_s + half * (guess - 1))
-                run = guess
-            tally[batch] += run
-            now = until
-            steps += run
-            context += batch * run
-            if run >= size:
-                free -= run // size * batch
-                run %= size
-            run += start
-            free -= sum(phase[start:run])
-            if run > size:
-                free -= sum(phase[: run - size])
-        if steps == due:
+                    if until < change or guess > run or now + (guess - 1) * (step_s + half * (guess - 2)) >= change:
+                        guess = steps_until(change, now, step_s, half, run)
+                        until = now + guess * (step_s + half * (guess - 1))
+                    run = guess
+                tally[batch] += run
+                now = until
+                steps += run
+                context += batch * run
+                if run >= size:
+                    free -= run // size * batch
+                    run %= size
+                run += start
+                free -= sum(phase[start:run])
+                if run > size:
+                    free -= sum(phase[: run - size])
+        beyond = (steps + 1) << bits
+        if ends and ends[0] < beyond:
             lowest = lowest if lowest < free else free
-            beyond = (due + 1) << bits
             while ends and ends[0] < beyond:
                 request = heappop(ends) & mask
                 cached = full[request]
-                phase[(due - cached) % size] -= 1
+                phase[(steps - cached) % size] -= 1
                 batch -= 1
                 context -= cached
                 finished[request] = now
@@ -221,6 +194,21 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                         cache.shrink(free, now)
                     free -= cache.release(request)
                 free += (cached + round_up) // size
+        for request, length in done:
+            first[request] = now
+            left = output[request] - 1
+            if left:
+                heappush(ends, (steps + left) << bits | request)
+                phase[(steps - length) % size] += 1
+                batch += 1
+                context += length
+            else:
+                finished[request] = now
+                if cache is not None:
+                    if cache.loose_blocks > free:
+                        cache.shrink(free, now)
+                    free -= cache.release(request)
+                free += (length + round_up) // size
     core.idle_s += idle
     core.passes += prefills + steps - core.steps
     core.now, core.steps, core.batch, core.context = now, steps, batch, context

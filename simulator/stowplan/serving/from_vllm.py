@@ -25,7 +25,7 @@ from stowplan.serving.outcome import Replay
 from stowplan.serving.replay import Caching, replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import ChunkTerm, DecodePiece, StepTime
-from stowplan.systems.base import Setup
+from stowplan.systems.base import RAM, Setup
 from stowplan.systems.vllm import Vllm
 from stowplan.systems.vllm_execution import VllmRun
 from stowplan.systems.vllm_memory import memory_of, token_bytes
@@ -73,7 +73,8 @@ def vllm_engine(setup: Setup, settings: VllmSettings) -> VllmEngine:
         max_batched_tokens=max(settings.max_num_batched_tokens, settings.max_num_seqs),
         watermark=traits.watermark,
     )
-    engine = Engine(compile_vllm(run, context, tokens), limits, tokens, token_bytes(setup.model, settings))
+    host = memory.uses(setup, settings.tensor_parallel, 0)[RAM]
+    engine = Engine(compile_vllm(run, context, tokens), limits, tokens, token_bytes(setup.model, settings), host)
     return VllmEngine(
         engine,
         traits.scheduler,
@@ -109,7 +110,7 @@ def replay_vllm(requests: Requests, vllm: VllmEngine, patience_s: float | None =
     limits = replace(vllm.engine.limits, patience_s=patience_s)
     caching = Caching() if vllm.prefix_caching else None
     done = replay(requests, vllm.engine.step_time, limits, vllm.scheduler, caching, ahead=vllm.ahead)
-    return _seen_by_clients(done, vllm.request_s)
+    return done.seen_by_clients(vllm.request_s)
 
 
 def replay_pair(requests: Requests, prompts: VllmEngine, decodes: VllmEngine, handover: Handover) -> Replay:
@@ -124,11 +125,7 @@ def replay_pair(requests: Requests, prompts: VllmEngine, decodes: VllmEngine, ha
         InputError: see `stowplan.serving.disaggregated.replay_disaggregated`.
     """
     first, second = (Stage(1, each.engine.step_time, each.engine.limits) for each in (prompts, decodes))
-    return _seen_by_clients(replay_disaggregated(requests, first, second, handover), prompts.request_s)
-
-
-def _seen_by_clients(done: Replay, request_s: float) -> Replay:
-    return replace(done, first_token_s=done.first_token_s + request_s, finished_s=done.finished_s + request_s)
+    return replay_disaggregated(requests, first, second, handover).seen_by_clients(prompts.request_s)
 
 
 def compile_vllm(run: VllmRun, context: int, cache_tokens: int) -> StepTime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -142,6 +142,11 @@ class Replay:
     def peak_share(self) -> float:
         """Largest share of its cache that any engine had in use."""
         return max(engine.peak_blocks / engine.kv_blocks for engine in self.engines)
+
+    def seen_by_clients(self, request_s: float) -> Replay:
+        """The same replay where a request spends so many seconds outside the engine: its tokens come later."""
+        first, finished = self.first_token_s + request_s, self.finished_s + request_s
+        return replace(self, first_token_s=first, finished_s=finished)
 
     @property
     def leaked_blocks(self) -> int:

@@ -124,46 +124,44 @@ class PrefixCache:
             length: tokens to process, those that it generated before it was preempted included.
             busy: seconds that weights occupy each of `links` in a step of so many tokens; None for none.
         """
-        blocks = pinned = 0
-        present, holders, sizes, segments = self._present, self._holders, self._sizes, self._segments
-        position, last = self._offsets[request], self._offsets[request + 1]
         if self._detached and request in self._detached:
             return NOTHING
-        while position < last:
-            segment = segments[position]
+        blocks, pinned, stopped = self._scan(self._chain(request))
+        most, below = (length - 1) // self._block, self._below
+        if below is not None and stopped >= 0 and blocks < most and below.find(stopped, self._present[stopped])[0] >= 0:
+            return self._with_loads(request, stopped, blocks, pinned, length, busy)
+        return Found(min(blocks, most) * self._block, pinned)
+
+    def _chain(self, request: int) -> array[int]:
+        return self._segments[self._offsets[request] : self._offsets[request + 1]]
+
+    def _scan(self, chain: array[int]) -> tuple[int, int, int]:
+        """Blocks of a prompt on the GPU, those of them that are held, and the first segment that is not whole or -1."""
+        blocks = pinned = 0
+        present, holders, sizes = self._present, self._holders, self._sizes
+        for segment in chain:
             there = present[segment]
             if there:
                 blocks += there
                 if holders[segment]:
                     pinned += there
             if there < sizes[segment]:
-                break
-            position += 1
-        most = (length - 1) // self._block
-        if blocks < most:
-            below = self._below
-            if (
-                below is not None
-                and position < last
-                and below.find(segments[position], present[segments[position]])[0] >= 0
-            ):
-                return self._with_loads(position, last, blocks, pinned, length, busy)
-            if not blocks:
-                return NOTHING
-            return Found(blocks * self._block, pinned)
-        return Found(most * self._block, pinned)
+                return blocks, pinned, segment
+        return blocks, pinned, -1
 
     def _with_loads(
         self,
-        position: int,
-        last: int,
+        request: int,
+        stopped: int,
         blocks: int,
         pinned: int,
         length: int,
         busy: Callable[[int], Sequence[float]] | None,
     ) -> Found:
-        below = self._below
+        """The best of what lower tiers add, from the first segment on that the GPU has not whole."""
+        below, last = self._below, self._offsets[request + 1]
         assert below is not None
+        position = self._segments.index(stopped, self._offsets[request], last)
         most, size = (length - 1) // self._block, self._block
         runs: list[tuple[int, int, int]] = []
         there, end = blocks, self._present[self._segments[position]]
@@ -216,30 +214,29 @@ class PrefixCache:
         """
         if self._detached and request in self._detached:
             return -2
-        present, holders, sizes = self._present, self._holders, self._sizes
-        copies = self._below.copies if self._below is not None else None
-        chain = self._segments[self._offsets[request] : self._offsets[request + 1]]
-        blocks = pinned = 0
-        for segment in chain:
-            there = present[segment]
-            if there:
-                blocks += there
-                if holders[segment]:
-                    pinned += there
-            if there < sizes[segment]:
-                if copies is not None and copies[segment]:
-                    return -2
-                break
+        chain = self._chain(request)
+        blocks, pinned, stopped = self._scan(chain)
+        if stopped >= 0 and self._below is not None and self._below.copies[stopped]:
+            return -2
         if -(-length // self._block) - pinned > room:
             return -1
         most = (length - 1) // self._block
         tokens = (blocks if blocks < most else most) * self._block
+        self.hits[0] += tokens
+        self._note(length, now, free)
+        self._pin(chain)
+        return tokens << 32 | pinned
+
+    def _note(self, length: int, now: float, free: int) -> None:
+        """A prompt of `length` tokens was admitted."""
         self.looked_up += length
         self._taken += 1
         if self._taken >= self._sample_at:
             self._sample(now, free)
-        self.hits[0] += tokens
-        remove = self._loose.take
+
+    def _pin(self, chain: array[int]) -> None:
+        """One more sequence holds these segments, which are all on the GPU from now on."""
+        present, holders, sizes, remove = self._present, self._holders, self._sizes, self._loose.take
         for segment in chain:
             if holders[segment]:
                 holders[segment] += 1
@@ -250,7 +247,6 @@ class PrefixCache:
                 self.loose_blocks -= there
             present[segment] = sizes[segment]
             holders[segment] = 1
-        return tokens << 32 | pinned
 
     def take(self, request: int, length: int, found: Found, now: float, free: int) -> None:
         """The prompt is admitted: all of its whole blocks are its own or shared from now on.
@@ -260,10 +256,7 @@ class PrefixCache:
             found: what `look_up` said of it.
             now, free: moment and free blocks, which are noted every now and then.
         """
-        self.looked_up += length
-        self._taken += 1
-        if self._taken >= self._sample_at:
-            self._sample(now, free)
+        self._note(length, now, free)
         loaded = 0
         if found.loads:
             assert self._below is not None
@@ -272,19 +265,8 @@ class PrefixCache:
                 self.hits[1 + level] += blocks * self._block
                 loaded += blocks
         self.hits[0] += found.tokens - loaded * self._block
-        if self._detached and request in self._detached:
-            return
-        present, holders, sizes, remove = self._present, self._holders, self._sizes, self._loose.take
-        for segment in self._segments[self._offsets[request] : self._offsets[request + 1]]:
-            if holders[segment]:
-                holders[segment] += 1
-                continue
-            there = present[segment]
-            if there:
-                remove(segment)
-                self.loose_blocks -= there
-            present[segment] = sizes[segment]
-            holders[segment] = 1
+        if not (self._detached and request in self._detached):
+            self._pin(self._chain(request))
 
     def release(self, request: int, computed: int | None = None) -> int:
         """The sequence gives its blocks back: those of its prompt stay until somebody needs the room.
@@ -301,7 +283,7 @@ class PrefixCache:
         if self._detached and request in self._detached:
             return 0
         present, holders, sizes, put = self._present, self._holders, self._sizes, self._loose.put
-        chain = self._segments[self._offsets[request] : self._offsets[request + 1]]
+        chain = self._chain(request)
         worth = self._worth_of(chain) if self._costly else 0.0
         kept, loose = 0, 0
         behind = 0 if computed is None else sum(sizes[segment] for segment in chain)

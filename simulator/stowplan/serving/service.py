@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from stowplan.errors import InputError
 from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
@@ -53,11 +53,7 @@ class Service:
             InputError: what the scheduler or the engines cannot do; see `stowplan.serving.replay.replay`,
                 `stowplan.serving.fleet.replay_fleet` and `stowplan.serving.disaggregated.replay_disaggregated`.
         """
-        done = self._replay(requests)
-        if not self.request_s:
-            return done
-        first, finished = done.first_token_s + self.request_s, done.finished_s + self.request_s
-        return replace(done, first_token_s=first, finished_s=finished)
+        return self._replay(requests).seen_by_clients(self.request_s)
 
     def _replay(self, requests: Requests) -> Replay:
         step_time, limits = self.engine.step_time, self.engine.limits
