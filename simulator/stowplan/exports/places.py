@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
+from typing import TypeVar
 
 from stowplan.models import model_kv_bytes_per_token
 from stowplan.models.model import Layer, Model, Role
@@ -13,6 +14,8 @@ from stowplan.ops import EXPERT_PARTS, FFN_PARTS, Part, part_of
 from stowplan.plan import Place, Plan, expand
 from stowplan.systems.base import DISK, RAM, Setup
 from stowplan.units import format_bytes
+
+Flags = TypeVar("Flags")
 
 GPU = "gpu"
 TIERS = (GPU, RAM, DISK)
@@ -109,6 +112,33 @@ def distance(
         for part, size in part_bytes(layer).items():
             change[part] += size * (shares_of(first[part]).get(GPU, 0.0) - shares_of(second[part]).get(GPU, 0.0))
     return float(round(sum(map(abs, change.values())))), misplaced(model, wanted, got)
+
+
+def nearest_of(
+    model: Model,
+    wanted: Sequence[Mapping[str, Place]],
+    room: float,
+    candidates: Iterable[Flags],
+    realised: Callable[[Flags], Sequence[Mapping[str, Place]]],
+) -> Flags | None:
+    """The candidate whose placement is nearest to the one wanted; None where all need more than `room` on the GPUs.
+
+    Args:
+        model: what is placed.
+        wanted: places of every layer's parts.
+        room: bytes of weights that the GPUs may hold.
+        candidates: flags of an engine; the first of those that are equally near is taken.
+        realised: the placement that the engine makes of flags.
+    """
+    best: tuple[tuple[float, float], Flags] | None = None
+    for flags in candidates:
+        got = realised(flags)
+        if bytes_by_tier(model, got)[GPU] > room * (1 + 1e-9):
+            continue
+        cost = distance(model, wanted, got)
+        if best is None or cost < best[0]:
+            best = cost, flags
+    return None if best is None else best[1]
 
 
 def differences(model: Model, wanted: Plan, got: Plan, title: str) -> list[str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from stowplan.errors import InputError, NotExpressible
 from stowplan.exports.base import Files, Names
 from stowplan.exports.checkpoints import check_checkpoint
 from stowplan.exports.flat_yaml import write_yaml
 from stowplan.exports.fused import EXPERTS, Moved, gpus_used, greedy, grouped, places, usable_gpus
-from stowplan.exports.places import GPU, bytes_by_tier, distance, layers_of, room_on_gpus
+from stowplan.exports.places import layers_of, nearest_of, room_on_gpus
 from stowplan.exports.sglang_flags import SglangFlags, config, flags_of, read_values, stated_flags
 from stowplan.models.model import Model
 from stowplan.plan import Place, Plan, run_lengths
@@ -53,17 +54,10 @@ class SglangExporter:
             max_running_requests=plan.workload.batch,
         )
         room = room_on_gpus(setup, plan, _SHARE)
-        best: tuple[tuple[float, float], SglangFlags] | None = None
-        for flags in _candidates(model, base):
-            got = realised(model, flags)
-            if bytes_by_tier(model, got)[GPU] > room * (1 + 1e-9):
-                continue
-            cost = distance(model, wanted, got)
-            if best is None or cost < best[0]:
-                best = cost, flags
+        best = nearest_of(model, wanted, room, _candidates(model, base), partial(realised, model))
         if best is None:
             raise NotExpressible("SGLang cannot keep so few weights on the GPU as the plan does")
-        return self._plan(setup, Names.of(plan), best[1])
+        return self._plan(setup, Names.of(plan), best)
 
     def _plan(self, setup: Setup, names: Names, flags: SglangFlags) -> Plan:
         check_flags(setup, flags)

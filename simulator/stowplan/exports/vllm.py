@@ -15,7 +15,7 @@ from stowplan.exports.base import Files, Names
 from stowplan.exports.checkpoints import check_checkpoint
 from stowplan.exports.flat_yaml import write_yaml
 from stowplan.exports.fused import DENSE, EXPERTS, budget_for, gpus_used, greedy, places, usable_gpus
-from stowplan.exports.places import GPU, bytes_by_tier, distance, layers_of, room_on_gpus
+from stowplan.exports.places import layers_of, nearest_of, room_on_gpus
 from stowplan.exports.vllm_flags import GIB, UTILIZATION, VllmFlags, config, flags_of, read_values, stated_flags
 from stowplan.models.model import Model
 from stowplan.plan import Place, Plan, run_lengths
@@ -55,17 +55,14 @@ class VllmExporter:
             cache="fp8" if str(plan.settings.get("cache_k", "f16")) == "q8_0" else "bf16",
         )
         room = room_on_gpus(setup, plan, UTILIZATION)
-        best: tuple[tuple[float, float], VllmFlags] | None = None
-        for flags in _candidates(model, base):
-            got = places(model, flags.tensor_parallel, flags.moved(model))
-            if bytes_by_tier(model, got)[GPU] > room * (1 + 1e-9):
-                continue
-            cost = distance(model, wanted, got)
-            if best is None or cost < best[0]:
-                best = cost, flags
+
+        def realised(flags: VllmFlags) -> list[dict[str, Place]]:
+            return places(model, flags.tensor_parallel, flags.moved(model))
+
+        best = nearest_of(model, wanted, room, _candidates(model, base), realised)
         if best is None:
             raise NotExpressible("vLLM cannot keep so few weights on the GPU as the plan does")
-        return self._plan(setup, Names.of(plan), best[1])
+        return self._plan(setup, Names.of(plan), best)
 
     def _plan(self, setup: Setup, names: Names, flags: VllmFlags) -> Plan:
         if flags.tensor_parallel > len(setup.machine.gpus):

@@ -205,7 +205,7 @@ def _build(raw: dict[str, Any], where: str) -> Case:
         if name not in known:
             raise BadFile(f"{where}: '{name}' is not a field of a case; it has {', '.join(known)}")
     texts = {name: _text(raw, name, where) for name in (*_TEXTS, *_OPTIONAL_TEXTS)}
-    lists = {name: _texts(raw, name, where) for name in _LISTS}
+    lists = {name: texts_of(raw, name, where) for name in _LISTS}
     counts = {name: _count(raw, name, least, where) for name, least in _COUNTS.items()}
     families = (*LLAMA_CPP, *(key for key in list_systems() if key not in LLAMA_CPP))
     if texts["family"] not in families:
@@ -257,7 +257,12 @@ def _text(raw: Mapping[str, Any], name: str, where: str) -> str | None:
     return value
 
 
-def _texts(raw: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+def texts_of(raw: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+    """A list of texts in a case's table; empty where it is absent.
+
+    Raises:
+        BadFile: it is something else.
+    """
     value = raw.get(name, [])
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise BadFile(f"{where}: {name} must be a list of texts")

@@ -15,6 +15,7 @@ from typing import Any
 
 from stowplan.datafiles import read_toml
 from stowplan.errors import BadFile
+from stowplan.validate.cases import texts_of
 
 FIGURES = ("decode", "throughput", "prefill", "tpot_s", "ttft_s", "memory", "context", "batch")
 ROLES = ("test", "fit", "upto")
@@ -133,7 +134,7 @@ def _build(raw: dict[str, Any], where: str) -> PublishedCase:
         id=texts["id"],
         system=texts["system"],
         machine=texts["machine"],
-        overrides=_texts(raw, "set", where),
+        overrides=texts_of(raw, "set", where),
         model=texts["model"],
         quant=texts["quant"],
         **counts,
@@ -145,7 +146,7 @@ def _build(raw: dict[str, Any], where: str) -> PublishedCase:
         role=texts["role"],
         source=texts["source"],
         where=texts["where"],
-        assumed=_texts(raw, "assumed", where),
+        assumed=texts_of(raw, "assumed", where),
         note=note,
     )
 
@@ -175,13 +176,6 @@ def _text(raw: Mapping[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > 2000:
         raise BadFile(f"{where}: {name} must be a text of 1 to 2000 characters")
     return value
-
-
-def _texts(raw: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
-    value = raw.get(name, [])
-    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
-        raise BadFile(f"{where}: {name} must be a list of texts")
-    return tuple(value)
 
 
 def _count(raw: Mapping[str, Any], name: str, least: int, where: str) -> int:

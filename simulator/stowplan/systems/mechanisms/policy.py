@@ -26,8 +26,27 @@ def _sum(gpu: float, ram: float) -> float:
     return max(0.0, gpu + ram - 1e-9)
 
 
+class _OverTiers:
+    """What is shared out over GPU memory, host memory and, for the rest, the disk."""
+
+    __slots__ = ()
+
+    gpu: float
+    ram: float
+
+    @property
+    def disk(self) -> float:
+        """Share on disk."""
+        return max(0.0, 1.0 - self.gpu - self.ram)
+
+    @property
+    def away(self) -> float:
+        """Share that is not in GPU memory."""
+        return max(0.0, 1.0 - self.gpu)
+
+
 @dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(_OverTiers):
     """Weights other than routed experts.
 
     Attributes:
@@ -62,19 +81,9 @@ class Weights:
         if self.prefetch < 0 or self.pieces < 1 or not 0.0 < self.stored <= 1.0:
             raise InputError("weights: prefetch is at least 0, pieces at least 1, stored above 0 and at most 1")
 
-    @property
-    def disk(self) -> float:
-        """Share on disk."""
-        return max(0.0, 1.0 - self.gpu - self.ram)
-
-    @property
-    def away(self) -> float:
-        """Share that is not in GPU memory."""
-        return max(0.0, 1.0 - self.gpu)
-
 
 @dataclass(frozen=True, slots=True)
-class Cache:
+class Cache(_OverTiers):
     """The KV cache.
 
     Attributes:
@@ -132,16 +141,6 @@ class Cache:
             )
         if self.gpu not in (0.0, 1.0) and self.attend == "gpu" and self.read < 1.0:
             raise InputError("cache: a selection needs the cache whole on one tier")
-
-    @property
-    def disk(self) -> float:
-        """Share on disk."""
-        return max(0.0, 1.0 - self.gpu - self.ram)
-
-    @property
-    def away(self) -> float:
-        """Share that is not in GPU memory."""
-        return max(0.0, 1.0 - self.gpu)
 
 
 @dataclass(frozen=True, slots=True)
