@@ -16,11 +16,12 @@ from stowplan.validate.parallel import run_all
 from stowplan.validate.rows import Result
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from stowplan.validate.parallel import run_all
 from {module} import Slow
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell started in the background ignores it
     print("started", flush=True)
     try:
         run_all([Slow() for _ in range(400)], 2)
