@@ -21,7 +21,7 @@ from stowplan.whatif.outcome import Outcome
 from stowplan.whatif.pool import plan_jobs, run_jobs
 from stowplan.whatif.scenario import Scenario
 from stowplan.whatif.store import Store
-from stowplan.whatif.sweep import Sweep, Workers, run_sweep
+from stowplan.whatif.sweep import Sweep, Workers, in_batches, run_sweep
 from stowplan.whatif.workshop import Fingerprints, Workshop
 
 BASE = Scenario(model="llama-3.1-8b", quant="q4_k_m", machine="rtx-3060-desktop-32")
@@ -99,6 +99,18 @@ base = Scenario(model="llama-3.1-8b", quant="q4_k_m", machine="rtx-3060-desktop-
 axes = [Axis("gpu.memory", tuple(f"{n}GiB" for n in range(4, 40)))]
 run_sweep(base, axes, workers=Workers(int(sys.argv[2]), store=Path(sys.argv[1])))
 """
+
+
+@pytest.mark.parametrize("cluster", [None, "dask://127.0.0.1:1"])
+def test_batches_hold_relatives_and_are_small_at_the_end(cluster: str | None) -> None:
+    jobs = [(str(number), f"scenario {number}") for number in range(500)]
+    kin: dict[str, tuple[object, ...]] = {key: (int(key) % 5,) for key, _ in jobs}
+    batches = in_batches(jobs, kin, Workers(2, cluster))
+    assert sorted(job for batch in batches for job in batch) == sorted(jobs)
+    assert all(len({kin[key] for key, _ in batch}) == 1 for batch in batches)
+    assert max(map(len, batches)) == (32 if cluster is None else 8)
+    assert [len(batch) for batch in batches[-4:]] == [1, 1, 1, 1]
+    assert len(batches) < (60 if cluster is None else 100)
 
 
 def test_after_a_kill_only_the_rest_is_planned(tmp_path: Path) -> None:

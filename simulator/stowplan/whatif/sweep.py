@@ -104,7 +104,7 @@ def outcomes_of(scenarios: Sequence[Scenario], workers: Workers, progress: Progr
         progress(len(known), len(texts))
         for attempt in range(_ATTEMPTS):
             missing = [key for key in texts if key not in known]
-            batches = _batches([(key, texts[key]) for key in missing], kin, workers)
+            batches = in_batches([(key, texts[key]) for key in missing], kin, workers)
             try:
                 for done in run_jobs(batches, workers=workers.count, cluster=workers.cluster, store=path):
                     known |= {key: outcome for key, _, outcome in done}
@@ -124,12 +124,18 @@ def _kin(scenario: Scenario) -> tuple[object, ...]:
     return (scenario.model, scenario.quant, scenario.system, scenario.machine, rates, scenario.settings)
 
 
-def _batches(jobs: Sequence[Job], kin: dict[str, tuple[object, ...]], workers: Workers) -> list[list[Job]]:
-    """Jobs in batches of relatives, small enough that every worker gets several."""
-    cluster = workers.cluster is not None
-    many = -(-len(jobs) // (_BATCHES_PER_WORKER * max(1, workers.count)))
-    size = max(1, min(_LARGEST_CLUSTER_BATCH if cluster else _LARGEST_BATCH, many))
+def in_batches(jobs: Sequence[Job], kin: dict[str, tuple[object, ...]], workers: Workers) -> list[list[Job]]:
+    """Jobs in batches of relatives that become smaller towards the end, so that the workers finish together."""
     relatives: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
         relatives.setdefault(kin[job[0]], []).append(job)
-    return [group[start : start + size] for group in relatives.values() for start in range(0, len(group), size)]
+    largest = _LARGEST_BATCH if workers.cluster is None else _LARGEST_CLUSTER_BATCH
+    found, left = [], len(jobs)
+    for group in relatives.values():
+        start = 0
+        while start < len(group):
+            size = max(1, min(largest, left // (_BATCHES_PER_WORKER * max(1, workers.count))))
+            found.append(group[start : start + size])
+            left -= len(found[-1])
+            start += size
+    return found
