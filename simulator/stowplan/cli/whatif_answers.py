@@ -70,24 +70,24 @@ def _gain(change: Change) -> str:
 
 def _prices(prices: Sequence[ShadowPrice], speed: float, objective: str) -> list[Line]:
     unit = "prompt tok/s" if objective == "ttft" else "tok/s"
-    rows = []
-    for price in prices:
-        resolved = "-" if price.resolved is None else _worth(price.resolved, price.noise)
-        rows.append(
-            [
-                price.resource.title,
-                f"{words.rate(price.resource.amount)} {price.resource.unit}",
-                _worth(price.relaxed, speed * 1e-5),
-                resolved,
-                f"+{words.rate(price.step)} {price.resource.unit}",
-                "layers move whole" if price.whole_layers else "",
-            ]
-        )
+    rows = [
+        [
+            price.resource.title,
+            f"{words.rate(price.resource.amount)} {price.resource.unit}",
+            _worth(price.relaxed, speed * 1e-5),
+            _worth(price.resolved, price.noise),
+            f"+{words.rate(price.step)} {price.resource.unit}",
+            "layers move whole" if price.whole_layers else "",
+        ]
+        for price in prices
+    ]
     header = ["one more unit of", "there is", f"{unit} per unit", "solved again", "with", ""]
     return table(header, rows, numbers=(1, 2, 3, 4))
 
 
-def _worth(value: float, noise: float) -> str:
+def _worth(value: float | None, noise: float) -> str:
+    if value is None:
+        return "-"
     return "nothing" if abs(value) <= noise * 0.5 else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.2f}"
 
 

@@ -77,7 +77,9 @@ class PricedUnit(DocumentRecord):
     """What one more unit of a resource is worth."""
 
     resource: PricedResource = Field(description="which")
-    relaxed: float = Field(description="tokens/s per unit at the margin, by the relaxed programme")
+    relaxed: float | None = Field(
+        description="tokens/s per unit at the margin, by the relaxed programme; null where no programme found the plan"
+    )
     step: float = Field(description="units that were added to confirm it")
     resolved: float | None = Field(description="tokens/s per unit, solved again with the step; null where it cannot be")
     noise: float = Field(description="tokens/s per unit that two proofs within the solver's gap may differ by")

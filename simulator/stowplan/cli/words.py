@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from stowplan.report.words import WHOLE, place
-from stowplan.units import format_bytes, format_rate
+from stowplan.report.words import WHOLE, doing, place
+from stowplan.units import format_bytes
 
 if TYPE_CHECKING:
     from stowplan.plan import Interval, MemoryUse, Prediction, Rest
@@ -40,30 +40,7 @@ def limit(prediction: Prediction, rates: Mapping[str, float], held_in_ram: str, 
     """
     name = prediction.bottleneck
     share = f"{100 * prediction.time_shares.get(name, 0.0):.0f} % of every step"
-    return f"{resource(name, gpus)}: {share} {_doing(name, rates, held_in_ram, gpus)}"
-
-
-def _doing(name: str, rates: Mapping[str, float], held_in_ram: str, gpus: int) -> str:
-    rate = format_rate(rates[name]) if name in rates else "its rate"
-    device, _, what = name.partition(".")
-    gpu = place(device, gpus)
-    the_gpu = "the GPU" if gpus <= 1 else gpu
-    by_name = {
-        "host.dram": f"reads {held_in_ram} from RAM at {rate}",
-        "host.cores": f"computes with {held_in_ram} from RAM on the CPU",
-        "disk.faults": f"waits for pages of the model file at {rate}",
-        "disk.read": f"reads from SSD at {rate}",
-        "disk.write": f"writes to SSD at {rate}",
-        "overhead": "launches kernels and waits for small copies",
-        "peer": f"copies between GPUs at {rate}",
-    }
-    by_device = {
-        "hbm": f"reads the memory of {the_gpu} at {rate}",
-        "compute": f"computes on {the_gpu}",
-        "h2d": f"copies to {the_gpu} at {rate}",
-        "d2h": f"copies from {the_gpu} at {rate}",
-    }
-    return by_name.get(name) or by_device.get(what, f"is spent on {name}")
+    return f"{resource(name, gpus)}: {share} {doing(name, rates, held_in_ram, gpus)}"
 
 
 def rate(value: float) -> str:

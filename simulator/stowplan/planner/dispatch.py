@@ -55,6 +55,7 @@ def _vllm(request: Request) -> Planned:
 def _flexgen(request: Request) -> Planned:
     from pydantic import ValidationError
 
+    from stowplan.planner.flexgen import polish
     from stowplan.planner.predict import predict
     from stowplan.systems.flexgen import Flexgen
     from stowplan.systems.flexgen_policy import FlexgenSettings
@@ -67,8 +68,13 @@ def _flexgen(request: Request) -> Planned:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise NotExpressible(f"FlexGen: {field}: {first['msg']}") from error
-    policies = _policies(request, base)
-    best = policies[0]
+    names: dict[str, Any] = {
+        "model": request.model_reference[0],
+        "quant": request.model_reference[1],
+        "set": request.setup.machine.settings,
+    }
+    policies = _policies(request, base, names)
+    best = polish(request.setup, request.workload, policies[0], **names)
     prompts = best.plan.workload
     tokens = max(1, prompts.batch * prompts.generate)
     per_token = {"objective": best.solver.objective / tokens, "bound": best.solver.bound / tokens}
@@ -82,16 +88,11 @@ def _flexgen(request: Request) -> Planned:
     )
 
 
-def _policies(request: Request, base: FlexgenSettings) -> list[RankedPolicy]:
+def _policies(request: Request, base: FlexgenSettings, names: dict[str, Any]) -> list[RankedPolicy]:
     """Policies for the workload's batch, or for any batch where it is 1, best first."""
     from stowplan.planner.flexgen import NUM_GPU_BATCHES, plan_flexgen
 
     setup, batch = request.setup, request.workload.batch
-    names: dict[str, Any] = {
-        "model": request.model_reference[0],
-        "quant": request.model_reference[1],
-        "set": setup.machine.settings,
-    }
     if batch == 1:
         return plan_flexgen(setup, request.workload, base, progress=request.progress, **names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stowplan.errors import StowplanError
@@ -17,20 +17,11 @@ from stowplan.systems import load_system
 from stowplan.systems.base import RAM
 from stowplan.units import format_bytes
 
-_SMALLER = (
-    "bf16",
-    "f16",
-    "q8_0",
-    "q6_k",
-    "q5_k_m",
-    "q4_k_m",
-    "iq4_xs",
-    "q3_k_m",
-    "iq3_xxs",
-    "iq2_m",
-    "iq2_xxs",
-    "iq1_m",
-)
+_GGUF = ("bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "iq3_xxs", "iq2_m", "iq2_xxs", "iq1_m")
+_SMALLER: Mapping[str, Sequence[str]] = {"llama.cpp": _GGUF, "vllm": ("bf16", "fp8"), "accelerate": ("f32", "bf16")}
+"""Storage mixes that a system reads, each smaller than the one before."""
+_COMPRESSED = {"compress_weight": "weights in 4 bits", "compress_cache": "the cache in 4 bits"}
+"""FlexGen's own compression, by setting."""
 _SMALLER_CACHE = ("f32", "bf16", "f16", "q8_0", "q4_0")
 _LATEST_PCIE = 5
 _MOST_GPUS = 2
@@ -83,7 +74,7 @@ def upgrades(system: str, request: Request, planned: Planned, *, thorough: bool 
     found: list[Upgrade] = []
     workload = planned.plan.workload
     asked = replace(request, workload=workload, batches=(), write_lp=None, alternatives=False)
-    for each in (*_candidates(asked, planned), *(_more(asked, planned) if thorough else ())):
+    for each in (*_candidates(system, asked, planned), *(_more(system, asked, planned) if thorough else ())):
         request.progress(each.title)
         try:
             better = plan_for(system, each.request)
@@ -105,7 +96,7 @@ def upgrades(system: str, request: Request, planned: Planned, *, thorough: bool 
     return sorted(found, key=lambda each: (each.cost, each.title))
 
 
-def _candidates(request: Request, planned: Planned) -> Iterator[_Candidate]:
+def _candidates(system: str, request: Request, planned: Planned) -> Iterator[_Candidate]:
     machine = request.setup.machine
     host = planned.prediction.memory_bytes[RAM]
     unified = bool(machine.gpus) and machine.gpus[0].unified
@@ -113,46 +104,55 @@ def _candidates(request: Request, planned: Planned) -> Iterator[_Candidate]:
         capacity = machine.memory.capacity.value
         title = f"{format_bytes(capacity)} more RAM"
         larger = _changed(machine, f"memory.capacity={2 * capacity / 2**30}GiB")
-        yield _Candidate(title, _on(request, larger), price_usd=_usd(machine.memory.price))
+        yield _Candidate(title, _on(system, request, larger), price_usd=_usd(machine.memory.price))
     dram = request.setup.figures.value("host.dram")
     if not unified:
         faster = _changed(machine, f"memory.bandwidth={2 * dram / 1e9}GB/s")
-        yield _Candidate("RAM twice as fast (more channels)", _on(request, faster))
+        yield _Candidate("RAM twice as fast (more channels)", _on(system, request, faster))
     if machine.gpus and not unified and len(machine.gpus) < _MOST_GPUS:
         gpu = machine.gpus[0]
         second = replace(machine, gpus=machine.gpus * 2, pcie=machine.pcie * 2)
-        yield _Candidate(f"a second {gpu.name}", _on(request, second), price_usd=_usd(gpu.price))
+        yield _Candidate(f"a second {gpu.name}", _on(system, request, second), price_usd=_usd(gpu.price))
     if machine.gpus and not unified and machine.gpus[0].pcie_generation < _LATEST_PCIE:
         generation = machine.gpus[0].pcie_generation + 1
         title = f"PCIe {generation}.0 on GPU and board"
-        yield _Candidate(title, _on(request, _changed(machine, f"gpu.pcie.generation={generation}")))
-    quant = request.setup.model.quant
-    if quant in _SMALLER[:-1]:
-        smaller = _SMALLER[_SMALLER.index(quant) + (2 if quant == "bf16" else 1)]
+        yield _Candidate(title, _on(system, request, _changed(machine, f"gpu.pcie.generation={generation}")))
+    smaller = _smaller_mix(system, request.setup.model.quant)
+    if smaller is not None:
         model = load_model(request.model_reference[0], smaller)
         setup = replace(request.setup, model=model)
         changed = replace(request, setup=setup, model_reference=(request.model_reference[0], smaller))
-        yield _Candidate(f"{smaller.upper()} instead of {quant.upper()}", changed, quality=True)
+        yield _Candidate(f"{smaller.upper()} instead of {request.setup.model.quant.upper()}", changed, quality=True)
+    for setting, title in _COMPRESSED.items():
+        if planned.plan.settings.get(setting) is False:
+            settings = dict(request.settings) | {setting: True}
+            yield _Candidate(title, replace(request, settings=settings), quality=True)
 
 
-def _more(request: Request, planned: Planned) -> Iterator[_Candidate]:
+def _smaller_mix(system: str, quant: str) -> str | None:
+    """The next smaller mix that the system reads."""
+    mixes, present = _SMALLER.get(system, ()), "bf16" if quant == "f16" else quant
+    return mixes[mixes.index(present) + 1] if present in mixes[:-1] else None
+
+
+def _more(system: str, request: Request, planned: Planned) -> Iterator[_Candidate]:
     machine = request.setup.machine
     discrete = bool(machine.gpus) and not machine.gpus[0].unified
     lanes = machine.pcie[0].lanes if discrete else None
     if lanes is not None and lanes < machine.gpus[0].pcie_lanes:
         title = f"{machine.gpus[0].pcie_lanes} PCIe lanes instead of {lanes}"
-        yield _Candidate(title, _on(request, _changed(machine, f"gpu.pcie.lanes={machine.gpus[0].pcie_lanes}")))
+        yield _Candidate(title, _on(system, request, _changed(machine, f"gpu.pcie.lanes={machine.gpus[0].pcie_lanes}")))
     if machine.disks and any(name.startswith("disk.") for name in planned.prediction.time_shares):
         disk = machine.disks[0]
         striped = replace(machine, disks=(_striped(disk), *machine.disks[1:]))
-        yield _Candidate(f"a second {disk.name}, striped", _on(request, striped), price_usd=_usd(disk.price))
+        yield _Candidate(f"a second {disk.name}, striped", _on(system, request, striped), price_usd=_usd(disk.price))
     if discrete:
         for gpu in _other_gpus(machine.gpus[0]):
             count = len(machine.gpus)
             price = None if gpu.price is None else count * gpu.price.value
             name = gpu.name if count == 1 else f"{count} x {gpu.name}"
             title = f"{name} instead" if "GB" in name else f"{name} ({format_bytes(gpu.memory.value)}) instead"
-            yield _Candidate(title, _on(request, _with_gpus(machine, gpu)), price_usd=price)
+            yield _Candidate(title, _on(system, request, _with_gpus(machine, gpu)), price_usd=price)
     present = str(planned.plan.settings.get("cache_k", "f16"))
     if present in _SMALLER_CACHE[:-1] and "cache_k" in planned.plan.settings:
         smaller = _SMALLER_CACHE[_SMALLER_CACHE.index(present) + (2 if present == "bf16" else 1)]
@@ -221,8 +221,8 @@ def _changed(machine: Machine, override: str) -> Machine:
     return load_machine(machine.spec, [*machine.settings, override])
 
 
-def _on(request: Request, machine: Machine) -> Request:
+def _on(system: str, request: Request, machine: Machine) -> Request:
     """The request on another machine, with that machine's figures."""
     engine = request.settings.get("engine")
     variant = str(engine) if engine is not None else None
-    return replace(request, setup=make_setup(machine, request.setup.model, load_system("llama.cpp"), variant))
+    return replace(request, setup=make_setup(machine, request.setup.model, load_system(system), variant))

@@ -113,7 +113,7 @@ def _prices(prices: Sequence[ShadowPrice], speed: float) -> Markup:
             price.resource.title,
             f"{words.three(price.resource.amount)} {price.resource.unit}",
             _worth(price.relaxed, speed * 1e-5),
-            "–" if price.resolved is None else _worth(price.resolved, price.noise),
+            _worth(price.resolved, price.noise),
             f"+{words.three(price.step)} {price.resource.unit}",
             "layers move whole" if price.whole_layers else "",
         ]
@@ -122,5 +122,7 @@ def _prices(prices: Sequence[ShadowPrice], speed: float) -> Markup:
     return table(["one more unit of", "there is", "relaxed", "solved again", "with", ""], rows, numbers=(1, 2, 3, 4))
 
 
-def _worth(value: float, noise: float) -> str:
+def _worth(value: float | None, noise: float) -> str:
+    if value is None:
+        return "–"
     return "nothing" if abs(value) <= 0.5 * noise else f"{value:.2g} tok/s"

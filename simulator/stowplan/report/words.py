@@ -13,6 +13,9 @@ _LINKS = {"h2d": "copies to", "d2h": "copies from"}
 WHOLE = {
     "host.dram": "host DRAM",
     "host.cores": "CPU cores",
+    "host.store": "storing the cache in RAM",
+    "host.attention": "attention on the CPU",
+    "host.link": "link between sockets",
     "disk.faults": "page faults from SSD",
     "disk.read": "SSD reads",
     "disk.write": "SSD writes",
@@ -81,12 +84,20 @@ def limit(name: str, share: float, rates: Mapping[str, float], held: str, gpus: 
         held: what is read from host memory: weights, experts, the cache.
         gpus: number of GPUs of the machine.
     """
+    return f"{100 * share:.0f} % of it {doing(name, rates, held, gpus)}"
+
+
+def doing(name: str, rates: Mapping[str, float], held: str, gpus: int) -> str:
+    """What a step does while it waits for a resource; arguments as those of `limit`."""
     device, _, what = name.partition(".")
     rate = f" at {format_rate(rates[name])}" if name in rates and what not in {"compute", "cores"} else ""
     gpu = _the(device, gpus)
     by_name = {
         "host.dram": f"reads {held} from RAM{rate}",
         "host.cores": f"computes with {held} on the CPU's cores",
+        "host.store": "puts new entries of the cache into RAM",
+        "host.attention": "attends on the CPU",
+        "host.link": f"reads {held} from the other socket{rate}",
         "disk.faults": f"waits for pages of the model file{rate}",
         "disk.read": f"reads from SSD{rate}",
         "disk.write": f"writes to SSD{rate}",
@@ -99,8 +110,7 @@ def limit(name: str, share: float, rates: Mapping[str, float], held: str, gpus: 
         "h2d": f"brings weights and activations to {gpu}{rate}",
         "d2h": f"brings results back from {gpu}{rate}",
     }
-    doing = by_name.get(name) or by_device.get(what) or f"goes to {resource(name, gpus)}"
-    return f"{100 * share:.0f} % of it {doing}"
+    return by_name.get(name) or by_device.get(what) or f"goes to {resource(name, gpus)}"
 
 
 def held_in_ram(plan: Plan) -> str:

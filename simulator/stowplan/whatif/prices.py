@@ -55,7 +55,8 @@ class ShadowPrice:
 
     Attributes:
         resource: which.
-        relaxed: tokens/s per unit at the margin, by the relaxed programme.
+        relaxed: tokens/s per unit at the margin, by the relaxed programme; None where no programme of layers found the
+            plan.
         step: units that were added to confirm it.
         resolved: tokens/s per unit that the plan gains when it is solved again with the step, None where it cannot be.
         noise: tokens/s per unit that two proofs within the solver's gap may differ by.
@@ -63,7 +64,7 @@ class ShadowPrice:
     """
 
     resource: Resource
-    relaxed: float
+    relaxed: float | None
     step: float
     resolved: float | None
     noise: float
@@ -180,7 +181,7 @@ class Relaxation:
 
 
 def shadow_prices(system: str, request: Request, planned: Planned) -> list[ShadowPrice]:
-    """Price of every resource of the machine, the most valuable relative step first.
+    """Price of every resource of the machine, in the order of `resources`.
 
     Args:
         system: who runs it.
@@ -191,25 +192,27 @@ def shadow_prices(system: str, request: Request, planned: Planned) -> list[Shado
     found = []
     for resource in resources(request.setup):
         request.progress(resource.title)
-        saved = relaxation.saved_per_unit(resource) if relaxation is not None else 0.0
-        per_unit = before * saved / planned.cost if planned.cost else 0.0
         step = 1.0 if resource.tiers else _RATE_STEP * resource.amount
         resolved = _resolved(system, request, planned, resource, step)
         noise = 2 * GAP * before / step
-        expected = saved * step / max(planned.cost - saved * step, 1e-12) * before / step
-        differs = resolved is not None and abs(resolved - expected) > noise + _AGREE * abs(expected)
-        found.append(ShadowPrice(resource, per_unit, step, resolved, noise, differs and relaxation is not None))
+        per_unit, differs = None, False
+        if relaxation is not None:
+            saved = relaxation.saved_per_unit(resource)
+            per_unit = before * saved / planned.cost if planned.cost else 0.0
+            expected = saved * step / max(planned.cost - saved * step, 1e-12) * before / step
+            differs = resolved is not None and abs(resolved - expected) > noise + _AGREE * abs(expected)
+        found.append(ShadowPrice(resource, per_unit, step, resolved, noise, differs))
     return found
 
 
 def _resolved(system: str, request: Request, planned: Planned, resource: Resource, step: float) -> float | None:
-    """Tokens/s per unit that the plan gains when it is solved again with `step` more units."""
+    """Tokens/s per unit gained when the plan is solved again with `step` more units; where that is slower it is kept."""
     asked = replace(request, workload=planned.plan.workload, batches=(), alternatives=False)
     try:
         again = plan_for(system, asked_with(asked, resource, step))
     except StowplanError:
         return None
-    return (speed(request, again) - speed(request, planned)) / step
+    return max(0.0, speed(request, again) - speed(request, planned)) / step
 
 
 def asked_with(request: Request, resource: Resource, more: float) -> Request:
