@@ -244,5 +244,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise BadFile(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:  # nothing is left where it was interrupted
+        temporary.unlink(missing_ok=True)

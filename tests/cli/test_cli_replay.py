@@ -128,7 +128,7 @@ def test_vllm_has_its_own_scheduler_and_cache(mooncake: str) -> None:
     apart = run("replay", mooncake, *VLLM, "--head", "150", "--prompt-engines", "1", "--handover", "50GB/s", "--json")
     assert apart.exit_code == 0, apart.output
     answer = json.loads(apart.output)
-    assert (answer["engines"], answer["hit_rate"], answer["scheduled_ahead"]) == (2, None, False)
+    assert (answer["engines"], answer["hit_rate"], answer["scheduled_ahead"]) == (2, None, True)
 
 
 def test_vllm_takes_sequences_and_tokens_from_the_options() -> None:
@@ -141,7 +141,11 @@ def test_vllm_takes_sequences_and_tokens_from_the_options() -> None:
 def test_more_machines_serve_more(replayed: Replay) -> None:
     words = (TRACE, "--speed", "6")
     one = replayed(*words)
-    for more in (("--router", "round-robin"), ("--migrate",), ("--router", "prefix", "--conversations")):
+    for more in (
+        ("--router", "round-robin"),
+        ("--migrate",),
+        ("--router", "prefix", "--conversations", "--prefix-cache"),
+    ):
         three = replayed(*words, "--engines", "3", *more)
         assert three["engines"] == 3 and three["counts"] == one["counts"]
         assert three["requests_per_s"] > one["requests_per_s"]
@@ -284,12 +288,6 @@ def test_a_plan_says_what_runs_it(plan: str) -> None:
         (["replay", TRACE, *ON, "--between", "1h"], "give two moments"),
         (["replay", TRACE, *ON, "--between", "2h,1h"], "no request is left"),
         (["replay", TRACE, *ON, "--resample", "3", "--seed", "-1"], "--seed"),
-        (["replay", TRACE, *ON, "--migrate"], "two engines or more"),
-        (["replay", TRACE, *ON, "--handover", "50GB/s"], "--prompt-engines"),
-        (["replay", TRACE, *ON, "--prompt-engines", "1"], "--handover 50GB/s"),
-        (["replay", TRACE, *ON, "--prompt-engines", "1", "--handover", "1GB/s", "--scheduler", "fair"], "--scheduler"),
-        (["replay", TRACE, *ON, "--prompt-engines", "1", "--handover", "1GB/s", "--prefix-cache"], "leave those out"),
-        (["replay", TRACE, *ON, "--prompt-engines", "1", "--handover", "1GB/s", "--timeout", "1s"], "--timeout"),
         (["replay", TRACE, *ON, "--budget", "64"], "128 running requests"),
         (["replay", TRACE, *ON, "--timeout", "0s"], "waits no time"),
         (["batch", "llama-3.1-8b", "--on", "rtx-4090-desktop-128", "--requests", "missing.csv"], "missing.csv"),
@@ -307,7 +305,7 @@ def test_bad_input_is_one_sentence(words: list[str], told: str) -> None:
         (["--scheduler", "fair", "--timeout", "5s"], "knows no prefix cache, queue limit or time-out"),
         (["--conversations", "--kv-tier", "tape=1GB"], "is not a place"),
         (["--conversations", "--kv-tier", "host=1GB", "--kv-tier", "host=2GB"], "'host' is given twice"),
-        (["--conversations", "--kv-tier", "host=1TB"], "lacks"),
+        (["--conversations", "--kv-tier", "host=1TB"], "is more than the"),
         (["--conversations", "--kv-tier", "disk=90TB"], "holds"),
         (["--conversations", "--kv-tier", "host=1kB"], "less than one block"),
         (["--prompt-engines", "1", "--handover", "0GB/s"], "rate above 0"),
@@ -332,9 +330,11 @@ def test_the_conversations_of_a_trace_find_their_own_beginnings(plan: str, repla
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--scheduler", "chunked"], "vLLM has its own"),
-        (["--step-overhead", "1ms"], "--step-overhead"),
-        (["--conversations", "--kv-tier", "host=100TB"], "lacks"),
+        (["--conversations", "--kv-tier", "host=100TB"], "is more than the"),
+        (["--eviction", "cost"], "does not say which prompts begin alike"),
+        (["--engines", "2", "--router", "prefix"], "does not say which prompts begin alike"),
+        (["--block-size", "24"], "--block-size 24: vLLM 0.15 and later has blocks of 16, 32, 64, 128 or 256 tokens"),
+        (["--budget", "200"], "256 running requests"),
     ],
 )
 def test_what_vllm_decides_itself_is_one_sentence(words: list[str], told: str) -> None:
@@ -363,8 +363,8 @@ PLAIN = b"arrival_s,prompt_tokens,output_tokens\n"
         (gzip.compress(PLAIN + b"0,5,1\n" * 1000, mtime=0)[:-12], "damaged gzip"),
         (b"", "is empty"),
         (
-            b"arrival_s,prompt_tokens,output_tokens,prefix_hashes\n0,8,1,1\n0,24,1,1 2 3\n",
-            "no whole number of cache blocks of 16 tokens",
+            b"arrival_s,prompt_tokens,output_tokens,prefix_hashes\n0,8,1,1\n0,24,1,1 2 3 4 5\n",
+            "the numbers of hashes fit no block size",
         ),
     ],
 )
@@ -381,7 +381,7 @@ def test_unsorted_rows_are_sorted_and_told(plan: str, tmp_path: Path) -> None:
     path.write_bytes(PLAIN + b"5,50,3\n3,60,4\n9,70,5\n")
     result = run("replay", str(path), "--plan", plan)
     assert result.exit_code == 0
-    assert "1 rows came after a later one" in " ".join(result.output.split())
+    assert "1 row came after a later one" in " ".join(result.output.split())
 
 
 def test_a_line_without_end_takes_bounded_memory(plan: str, tmp_path: Path) -> None:
@@ -398,6 +398,21 @@ def test_a_line_without_end_takes_bounded_memory(plan: str, tmp_path: Path) -> N
         tracemalloc.stop()
     assert_refused(result, "t.csv:3: the line is longer than")
     assert peak < 48 * 2**20
+
+
+@pytest.mark.parametrize(("begin", "line"), [(b"", 1), (PLAIN + b"0,5,1\n", 3)])
+def test_a_line_of_ten_gigabytes_is_told_at_once(begin: bytes, line: int, plan: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(begin)
+    with path.open("r+b") as file:
+        file.truncate(10 * 2**30)  # sparse: takes no room, and reads as zeros
+    assert_refused(run("replay", str(path), "--plan", plan), f"t.csv:{line}: the line is longer than 8 MiB")
+
+
+def test_requests_that_all_failed_are_told_with_their_file(plan: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(PLAIN + b"0,5,0\n")
+    assert_refused(run("replay", str(path), "--plan", plan), "t.csv: holds no request (left out: 1 failed requests")
 
 
 def assert_refused(result: Result, told: str) -> None:

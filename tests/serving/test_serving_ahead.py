@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.serving.naive_ahead import NaiveAheadCachingEngine, NaiveAheadEngine
+from tests.serving.test_serving_prefix import families
+from tests.serving.test_serving_replay import assert_conserved, assert_equal, limits, step_times, traces
 
+from stowplan.errors import InputError
 from stowplan.serving.answers import ttft_s
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import State
-from stowplan.serving.replay import replay
+from stowplan.serving.replay import Caching, keys_of, policy_of, replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import ChunkTerm, DecodePiece, StepTime
 
@@ -23,77 +28,49 @@ STEP_TIME = StepTime(
 ROOMY = Limits(kv_blocks=10_000, max_running=8, max_batched_tokens=256, watermark=0.0)
 
 
-def stepped(requests: Requests, limits: Limits) -> tuple[list[float], list[float]]:
-    """First and last token of every request when each step is planned at the start of the one before it."""
-    arrival, prompt, output = (
-        column.tolist() for column in (requests.arrival_s, requests.prompt_tokens, requests.output_tokens)
-    )
-    first, last = [0.0] * len(arrival), [0.0] * len(arrival)
-    waiting = list(range(len(arrival)))
-    begun: list[tuple[int, int]] = []
-    decoding: list[tuple[int, int, int]] = []
-    now, before = 0.0, -1.0
-    while waiting or begun or decoding:
-        if not (begun or decoding) and arrival[waiting[0]] > before:  # idle: the next step is planned at once
-            now = before = max(now, arrival[waiting[0]])
-        seen, before = before, now
-        budget = limits.max_batched_tokens - len(decoding)
-        chunks: list[tuple[int, int, int, bool]] = []
-        while budget > 0 and len(decoding) + len(begun) <= limits.max_running:
-            if begun:
-                request, done = begun[0]
-            elif (
-                waiting
-                and arrival[waiting[0]] <= seen
-                and len(decoding) + len([c for c in chunks if c[3]]) < limits.max_running
-            ):
-                request, done = waiting.pop(0), 0
-            else:
-                break
-            tokens = min(budget, prompt[request] - done)
-            budget -= tokens
-            ends = done + tokens == prompt[request]
-            chunks.append((request, tokens, done, ends))
-            begun = [] if ends else [(request, done + tokens)]
-            if not ends:
-                break
-        ending = sum(ends for *_, ends in chunks)
-        context = sum(cached for _, cached, _ in decoding)
-        now += STEP_TIME.seconds(
-            len(decoding), context, [(tokens, done) for _, tokens, done, _ in chunks], len(decoding) + ending
-        )
-        decoding = [(request, cached + 1, left - 1) for request, cached, left in decoding]
-        for request, _, left in decoding:
-            if left == 0:
-                last[request] = now
-        decoding = [each for each in decoding if each[2]]
-        for request, _, _, ends in chunks:
-            if ends:
-                first[request] = now
-                if output[request] > 1:
-                    decoding.append((request, prompt[request], output[request] - 1))
-                else:
-                    last[request] = now
-    return first, last
+@pytest.mark.parametrize("scheduler", ["continuous", "chunked", "shortest", "priority-chunked"])
+@settings(max_examples=60)
+@given(
+    requests=traces(),
+    step_time=step_times(),
+    limit=limits(),
+    patience=st.none() | st.floats(0.01, 2.0),
+    room=st.none() | st.integers(1, 4),
+)
+def test_equals_an_engine_that_plans_each_step_during_the_one_before(
+    scheduler: str, requests: Requests, step_time: StepTime, limit: Limits, patience: float | None, room: int | None
+) -> None:
+    limit = replace(limit, patience_s=patience, max_waiting=room)
+    found = replay(requests, step_time, limit, scheduler, ahead=True)
+    columns = [requests.arrival_s.tolist(), requests.prompt_tokens.tolist(), requests.output_tokens.tolist()]
+    rows = list(zip(*columns, keys_of(requests, policy_of(scheduler, limit, None).key), strict=True))
+    oracle = NaiveAheadEngine(rows, step_time, limit, chunked="chunked" in scheduler)
+    oracle.run()
+    assert_conserved(found)
+    assert_equal(found, oracle)
 
 
-@st.composite
-def loads(draw: st.DrawFn) -> Requests:
-    count = draw(st.integers(1, 14))
-    gaps = draw(st.lists(st.floats(0.0, 0.3), min_size=count, max_size=count))
-    prompts = draw(st.lists(st.integers(1, 700), min_size=count, max_size=count))
-    outputs = draw(st.lists(st.integers(1, 40), min_size=count, max_size=count))
-    return Requests.of(np.cumsum(gaps), prompts, outputs)
-
-
-@settings(deadline=None, max_examples=40)
-@given(loads())
-def test_equals_an_engine_that_plans_each_step_during_the_one_before(requests: Requests) -> None:
-    done = replay(requests, STEP_TIME, ROOMY, "chunked", ahead=True)
-    first, last = stepped(requests, ROOMY)
-    assert done.first_token_s == pytest.approx(first, abs=1e-9)
-    assert done.finished_s == pytest.approx(last, abs=1e-9)
-    assert done.leaked_blocks == 0
+@settings(max_examples=60)
+@given(data=st.data(), step_time=step_times(), limit=limits())
+def test_a_prefix_cache_is_looked_up_when_a_step_begins(
+    data: st.DataObject, step_time: StepTime, limit: Limits
+) -> None:
+    requests = data.draw(families(limit.block_tokens))
+    found = replay(requests, step_time, limit, "chunked", Caching(), ahead=True)
+    prefix = requests.prefix
+    assert prefix is not None
+    prompts = requests.prompt_tokens.tolist()
+    chains = [
+        [(key, 0) for key in prefix.of(row).tolist()[: prompt // limit.block_tokens]]
+        for row, prompt in enumerate(prompts)
+    ]
+    rows = zip(requests.arrival_s.tolist(), prompts, requests.output_tokens.tolist(), [0] * len(prompts), strict=True)
+    oracle = NaiveAheadCachingEngine(list(rows), step_time, limit, chains, chunked=True)
+    oracle.run()
+    assert_conserved(found)
+    assert_equal(found, oracle)
+    use = found.engines[0].cache
+    assert use is None or use.tiers[0].hit_tokens == oracle.hits[0]
 
 
 def test_an_arrival_in_a_busy_engine_waits_for_two_steps_and_an_idle_one_takes_it_at_once() -> None:
@@ -112,3 +89,9 @@ def test_clients_that_give_up_are_counted() -> None:
     assert done.counts["timed_out"] == 2
     assert done.state[0] == State.FINISHED
     assert done.leaked_blocks == 0
+
+
+@pytest.mark.parametrize("scheduler", ["static", "fair"])
+def test_schedulers_that_fill_no_step_ahead_are_refused(scheduler: str) -> None:
+    with pytest.raises(InputError, match="ahead"):
+        replay(Requests.of([0.0], [1], [1]), STEP_TIME, ROOMY, scheduler, ahead=True)

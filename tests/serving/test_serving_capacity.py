@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from stowplan.errors import InputError
 from stowplan.serving.answers import Objective, summarise
-from stowplan.serving.capacity import fewest_engines, highest_rate
+from stowplan.serving.capacity import Attempt, fewest_engines, highest_rate
 from stowplan.serving.disaggregated import Handover
 from stowplan.serving.from_plan import Engine
 from stowplan.serving.limits import Limits
@@ -49,12 +50,37 @@ def test_the_highest_rate_keeps_the_objective_and_more_does_not(objective: Objec
 
 
 def test_every_replay_is_told_and_kept() -> None:
-    told: list[tuple[float, float]] = []
-    found = highest_rate(
-        SERVICE, steady(), Objective(ttft_s=0.5), tolerance=0.1, progress=lambda at, met: told.append((at, met))
-    )
-    assert told == [(rate, met) for rate, _, met in found.tried]
+    told: list[Attempt] = []
+    found = highest_rate(SERVICE, steady(), Objective(ttft_s=0.5), tolerance=0.1, progress=told.append)
+    assert [each.rate for each in told] == [rate for rate, *_ in found.tried]
+    assert [each.last for each in told] == [None, *(met for *_, met in found.tried[:-1])]
     assert len(told) < len(highest_rate(SERVICE, steady(), Objective(ttft_s=0.5), tolerance=1e-4).tried)
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 0.1, 0.01, 1e-4])
+def test_the_replays_that_are_left_are_known_once_the_rate_lies_between_two(tolerance: float) -> None:
+    told: list[Attempt] = []
+    highest_rate(SERVICE, steady(), Objective(ttft_s=0.5), tolerance=tolerance, progress=told.append)
+    known = [each.left for each in told if each.left is not None]
+    assert known == list(reversed(range(len(known))))
+    assert tolerance > 0.1 or len(known) > 2
+
+
+def test_the_replays_that_are_left_are_known_once_enough_engines_are() -> None:
+    told: list[Attempt] = []
+    trace = Trace("t", np.linspace(0.0, 0.16, 80), np.full(80, 150), np.full(80, 20))
+    found = fewest_engines(SERVICE, trace, Objective(ttft_s=0.5), progress=told.append)
+    assert found.engines > 3
+    assert [each.engines for each in told] == [count for _, count, _ in found.tried]
+    known = [each.left for each in told if each.left is not None]
+    assert known and known[0] >= len(known) - 1 and known[-1] == 0
+
+
+def test_whoever_watches_sees_each_replay_begin() -> None:
+    seen: list[Sequence[float]] = []
+    found = highest_rate(SERVICE, steady(), Objective(ttft_s=0.5), tolerance=0.5, watch=seen.append)
+    assert len(seen) == len(found.tried)
+    assert all(len(started) == len(steady()) and not np.isnan(started).any() for started in seen)
 
 
 @settings(deadline=None, max_examples=6)
@@ -76,9 +102,9 @@ def test_the_fewest_engines_are_those_of_trying_all(seed: int, gap: float, share
 
 
 def test_an_objective_beyond_reach_is_one_sentence_after_few_replays() -> None:
-    told: list[float] = []
+    told: list[Attempt] = []
     with pytest.raises(InputError, match="however slowly they come"):
-        highest_rate(SERVICE, steady(), Objective(ttft_s=1e-3), progress=lambda at, _: told.append(at))
+        highest_rate(SERVICE, steady(), Objective(ttft_s=1e-3), progress=told.append)
     assert len(told) < 25
     with pytest.raises(InputError, match="8 engines miss the objective"):
         fewest_engines(SERVICE, steady(), Objective(ttft_s=1e-3), most=8)

@@ -55,30 +55,39 @@ def test_blocks_are_in_one_segment_where_the_same_requests_have_them(
     for one, first in segment_of.items():
         for other, second in segment_of.items():
             assert (first == second) == (users[one] == users[other])
-    assert len(found) == len(chains)
-    assert sorted(set(segment_of.values())) == list(range(len(found.sizes)))
+    assert len(found.leaf) == len(chains)
+    assert sorted(set(segment_of.values())) == list(range(1, len(found.sizes)))
+    assert (found.parent[0], found.ends[0], found.sizes[0]) == (0, 0, 0)
+    for segment in range(1, len(found.sizes)):
+        assert found.ends[segment] == found.ends[found.parent[segment]] + found.sizes[segment]
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=8))
-def test_hashes_of_any_kind_keep_their_identity(chains: list[list[int]]) -> None:
-    """Hashes that are no tree: equal hashes are still one thing, in the order and number of the prompt."""
+def test_hashes_that_are_no_tree_are_told_apart_by_what_comes_before(chains: list[list[int]]) -> None:
+    """Two prompts share a block exactly where they are equal up to and with it."""
     found = made(chains, [len(chain) * UNIT + 1 for chain in chains])
-    for request, chain in enumerate(chains):
-        assert sum(found.sizes[segment] for segment in found.of(request)) == len(chain)
-    used = {segment for request in range(len(chains)) for segment in found.of(request)}
-    assert sum(found.sizes[segment] for segment in used) == len({key for chain in chains for key in chain})
+    blocks = [[segment for segment in found.of(row) for _ in range(found.sizes[segment])] for row in range(len(chains))]
+    for one, first in enumerate(chains):
+        assert len(blocks[one]) == len(first)
+        for other, second in enumerate(chains):
+            alike = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+            alike = min(len(first), len(second)) if alike is None else alike
+            common = sum(found.sizes[segment] for segment in {*found.of(one)} & {*found.of(other)})
+            assert common == alike
+            assert blocks[one][:alike] == blocks[other][:alike]
 
 
-def test_no_tree_falls_back_to_single_blocks() -> None:
+def test_a_block_after_another_beginning_is_another_block() -> None:
     swapped = made([[1, 2], [2, 1]], [2 * UNIT, 2 * UNIT])
-    assert {swapped.sizes[segment] for segment in swapped.of(0)} == {1}
-    assert list(swapped.of(0)) == list(reversed(swapped.of(1)))
+    assert not {*swapped.of(0)} & {*swapped.of(1)}
+    crossed = made([[1, 2], [1, 3], [4, 2], [4, 3]], [2 * UNIT] * 4)
+    assert len({segment for row in range(4) for segment in crossed.of(row)}) == 6
 
 
 def test_nothing_is_kept_of_a_block_that_is_not_full() -> None:
     assert list(made([[1, 2]], [UNIT - 1]).of(0)) == []
-    assert list(made([[]], [5]).sizes) == []
+    assert list(made([[]], [5]).sizes) == [0]
 
 
 def test_a_block_size_that_does_not_divide_is_told() -> None:

@@ -9,47 +9,52 @@ from hypothesis import strategies as st
 from stowplan.serving.eviction import EvictionName, GreedyDual, LeastRecentlyUsed, make_shelf
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["add", "add", "take", "evict"]), st.integers(0, 9), st.integers(0, 6)), max_size=80
+    st.tuples(st.sampled_from(["add", "add", "use", "evict"]), st.integers(0, 9), st.integers(0, 6)), max_size=80
 )
+NEVER = [0] * 10
 
 
 @settings(deadline=None, max_examples=200)
 @given(steps)
 def test_greedy_dual_equals_its_definition(steps: list[tuple[str, int, int]]) -> None:
     """A segment's priority is its worth on top of the priority of what went last, by Cao and Irani."""
-    policy = GreedyDual()
-    priorities: dict[int, tuple[int, int]] = {}
-    level = 0
+    busy, worths = [0] * 10, [0.0] * 10
+    policy = GreedyDual(busy, worths)
+    priorities: dict[int, tuple[float, int]] = {}
+    level = 0.0
     for count, (action, segment, worth) in enumerate(steps):
-        if action == "add" and segment not in priorities:
-            policy.put(segment, (), float(worth))
+        if action == "add":
+            busy[segment], worths[segment] = 0, float(worth)
+            policy.put(segment)
             priorities[segment] = level + worth, count
-        elif action == "take" and segment in priorities:
-            policy.take(segment)
-            del priorities[segment]
+        elif action == "use":
+            busy[segment] = 1
+            priorities.pop(segment, None)
         elif action == "evict" and priorities:
             least = min(priorities, key=lambda name: priorities[name])
             assert policy.first() == least
             level = priorities.pop(least)[0]
-            assert policy.take_first() == (least, ())
-        assert len(policy) == len(priorities)
+            policy.drop()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 @given(steps)
 def test_least_recently_used_equals_a_list(steps: list[tuple[str, int, int]]) -> None:
-    policy, order = LeastRecentlyUsed(), list[int]()
-    for action, segment, worth in steps:
-        if action == "add" and segment not in order:
-            policy.put(segment, (), float(worth))
-            order.append(segment)
-        elif action == "take" and segment in order:
-            policy.take(segment)
+    busy, order = [0] * 10, list[int]()
+    policy = LeastRecentlyUsed(busy)
+    for action, segment, _ in steps:
+        if action in {"add", "use"} and segment in order:
             order.remove(segment)
+        if action == "add":
+            busy[segment] = 0
+            policy.put(segment)
+            order.append(segment)
+        elif action == "use":
+            busy[segment] = 1
         elif action == "evict" and order:
             assert policy.first() == order[0]
-            assert policy.take_first() == (order.pop(0), ())
-        assert len(policy) == len(order)
+            assert policy.first() == order.pop(0)
+            policy.drop()
 
 
 @settings(deadline=None, max_examples=150)
@@ -59,19 +64,20 @@ def test_least_recently_used_equals_a_list(steps: list[tuple[str, int, int]]) ->
 )
 def test_the_end_of_a_prompt_goes_before_its_beginning(name: EvictionName, prompts: list[tuple[int, int, int]]) -> None:
     """Prompts of some segments are released end first, each with one worth; some segments go in between."""
-    policy = make_shelf(name)
+    worths = [float(worth) for length, worth, _ in prompts for _ in range(length)]
+    policy = make_shelf(name, [0] * len(worths), worths)
     held: dict[int, tuple[int, int]] = {}
     gone: dict[int, list[int]] = {}
     number = 0
 
     def evict() -> None:
-        segment, _ = policy.take_first()
-        prompt, position = held.pop(segment)
+        prompt, position = held.pop(policy.first())
+        policy.drop()
         gone.setdefault(prompt, []).append(position)
 
-    for prompt, (length, worth, evictions) in enumerate(prompts):
+    for prompt, (length, _, evictions) in enumerate(prompts):
         for position in reversed(range(length)):
-            policy.put(number, (), float(worth))
+            policy.put(number)
             held[number] = prompt, position
             number += 1
         for _ in range(min(evictions, len(held))):
@@ -82,17 +88,19 @@ def test_the_end_of_a_prompt_goes_before_its_beginning(name: EvictionName, promp
         assert positions == sorted(positions, reverse=True)
 
 
-def test_segments_that_come_and_go_leave_nothing_behind() -> None:
-    policy = GreedyDual()
-    policy.put(0, (), 1.0)
+def test_segments_that_are_used_again_and_again_leave_nothing_behind() -> None:
+    policy = GreedyDual([0, 0], [1.0, 5.0])
+    policy.put(0)
     for _ in range(20_000):
-        policy.put(1, (), 5.0)
-        policy.take(1)
-    assert len(policy) == 1
+        policy.put(1)
     assert len(policy._heap) < 2000
     assert policy.first() == 0
+    often = LeastRecentlyUsed([0, 0])
+    for _ in range(20_000):
+        often.put(1)
+    assert len(often._queue) == 1
 
 
 @pytest.mark.parametrize(("name", "expected"), [("lru", LeastRecentlyUsed), ("cost", GreedyDual)])
 def test_policies_have_names(name: EvictionName, expected: type) -> None:
-    assert type(make_shelf(name)) is expected
+    assert type(make_shelf(name, NEVER, [0.0] * 10)) is expected

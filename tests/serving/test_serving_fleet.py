@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.serving.naive_ahead import NaiveAheadEngine, stepped_pair
 from tests.serving.naive_engine import NaiveEngine
 from tests.serving.test_serving_prefix import blocks_of, families
-from tests.serving.test_serving_replay import STEP_TIME, assert_conserved, limits, realistic, step_times, traces
+from tests.serving.test_serving_replay import (
+    STEP_TIME,
+    TICK,
+    assert_conserved,
+    assert_equal,
+    limits,
+    realistic,
+    step_times,
+    traces,
+)
 
 from stowplan.errors import InputError
 from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
@@ -19,58 +30,86 @@ from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import State
 from stowplan.serving.replay import Caching, replay
 from stowplan.serving.requests import Requests
+from stowplan.serving.routers import RouterName
 from stowplan.serving.step_time import StepTime
 
 
 def _side_by_side(
-    requests: Requests, step_time: StepTime, limit: Limits, *, chunked: bool, engines: int
-) -> list[float]:
-    """When each request finishes on engines that are stepped one by one; the least loaded takes a request."""
-    rows = zip(
-        requests.arrival_s.tolist(), requests.prompt_tokens.tolist(), requests.output_tokens.tolist(), strict=True
-    )
-    everyone = [(*row, 0) for row in rows]
-    fleet = [NaiveEngine([], step_time, limit, chunked=chunked) for _ in range(engines)]
-    sequences = NaiveEngine(everyone, step_time, limit, chunked=chunked).coming
-    for s in sequences:
+    requests: Requests, step_time: StepTime, limit: Limits, kind: type[NaiveEngine], *, chunked: bool, engines: int
+) -> NaiveEngine:
+    """Engines that are stepped one by one, the least loaded of which takes a request; returned as if they were one."""
+    columns = (requests.arrival_s, requests.prompt_tokens, requests.output_tokens)
+    everyone = [(*row, 0) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    fleet = [kind([], step_time, limit, chunked=chunked) for _ in range(engines)]
+    whole = kind(everyone, step_time, limit, chunked=chunked)
+    for s in whole.coming:
         for engine in fleet:
-            while engine.now < s.arrival and (engine.waiting or engine.running or engine.swapped or engine.coming):
+            while engine.now < s.arrival and engine.busy:
                 engine.step()
         load = [len(e.coming) + len(e.waiting) + len(e.running) + len(e.swapped) for e in fleet]
         fleet[load.index(min(load))].coming.append(s)
     for engine in fleet:
         engine.run()
-    finished = [float("nan")] * len(everyone)
-    for s in sequences:
-        assert s.finished is not None
-        finished[s.number] = s.finished
-    return finished
+        whole.timed_out += engine.timed_out
+        whole.refused += engine.refused
+        whole.passes += engine.passes
+        whole.swaps += engine.swaps
+    whole.peak = fleet[0].peak
+    return whole
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("scheduler", ["continuous", "chunked"])
-@settings(max_examples=60)
-@given(requests=traces(), step_time=step_times(), limit=limits(), engines=st.integers(1, 4))
+@settings(max_examples=40)
+@given(
+    requests=traces(),
+    step_time=step_times(),
+    limit=limits(),
+    engines=st.integers(2, 4),
+    patience=st.none() | st.floats(0.01, 2.0),
+)
 def test_the_least_loaded_engine_takes_a_request(
-    scheduler: str, requests: Requests, step_time: StepTime, limit: Limits, engines: int
+    scheduler: str,
+    ahead: bool,
+    requests: Requests,
+    step_time: StepTime,
+    limit: Limits,
+    engines: int,
+    patience: float | None,
 ) -> None:
-    found = replay_fleet(requests, step_time, limit, scheduler, engines=engines)
+    limit = replace(limit, patience_s=patience)
+    found = replay_fleet(requests, step_time, limit, scheduler, engines=engines, ahead=ahead)
     assert_conserved(found)
-    expected = _side_by_side(requests, step_time, limit, chunked=scheduler == "chunked", engines=engines)
-    assert found.finished_s == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    kind = NaiveAheadEngine if ahead else NaiveEngine
+    expected = _side_by_side(requests, step_time, limit, kind, chunked=scheduler == "chunked", engines=engines)
+    assert_equal(found, expected)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+@settings(max_examples=20)
+@given(requests=families(8), router=st.sampled_from(["prefix", "least-loaded", "round-robin"]))
+def test_a_fleet_of_one_is_the_engine_to_the_last_bit(ahead: bool, requests: Requests, router: RouterName) -> None:
+    limit, caching = Limits(kv_blocks=40, block_tokens=4, max_running=6, max_batched_tokens=32), Caching()
+    options: dict[str, Any] = {"caching": caching, "ahead": ahead}
+    one = replay_fleet(requests, STEP_TIME, limit, "chunked", engines=1, router=router, **options)
+    alone = replay(requests, STEP_TIME, limit, "chunked", **options)
+    for column in ("state", "started_s", "first_token_s", "finished_s", "reused_tokens", "engine"):
+        np.testing.assert_array_equal(getattr(one, column), getattr(alone, column))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
 @settings(max_examples=60)
-@given(requests=traces(), step_time=step_times(), limit=limits(), engines=st.integers(1, 4))
+@given(requests=traces(), step_time=step_times(), limit=limits(), engines=st.integers(2, 4))
 def test_in_turn_every_engine_serves_its_own_share(
-    requests: Requests, step_time: StepTime, limit: Limits, engines: int
+    ahead: bool, requests: Requests, step_time: StepTime, limit: Limits, engines: int
 ) -> None:
-    found = replay_fleet(requests, step_time, limit, "chunked", engines=engines, router="round-robin")
+    found = replay_fleet(requests, step_time, limit, "chunked", engines=engines, router="round-robin", ahead=ahead)
     assert_conserved(found)
     runnable = np.flatnonzero(found.state != State.TOO_LONG)
     for number in range(engines):
         share = runnable[number::engines]
         if len(share):
-            alone = replay(requests.take(share), step_time, limit, "chunked")
+            alone = replay(requests.take(share), step_time, limit, "chunked", ahead=ahead)
             assert found.finished_s[share] == pytest.approx(alone.finished_s, abs=1e-6)
 
 
@@ -90,6 +129,7 @@ def test_nothing_is_lost_with_caches_and_migration(
         router="prefix" if router == "prefix" else "least-loaded",
         migration=migration,
         caching=Caching(),
+        ahead=data.draw(st.booleans()),
     )
     assert_conserved(found)
 
@@ -136,14 +176,19 @@ def test_migration_relieves_a_crowded_engine() -> None:
     step_time=step_times(),
     limit=limits(),
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    ahead=st.tuples(st.booleans(), st.booleans()),
     copy=st.sampled_from([0.0, 1e-4, 0.3]),
 )
 def test_disaggregated_engines_lose_nothing(
-    requests: Requests, step_time: StepTime, limit: Limits, sizes: tuple[int, int], copy: float
+    requests: Requests,
+    step_time: StepTime,
+    limit: Limits,
+    sizes: tuple[int, int],
+    ahead: tuple[bool, bool],
+    copy: float,
 ) -> None:
-    found = replay_disaggregated(
-        requests, Stage(sizes[0], step_time, limit), Stage(sizes[1], step_time, limit), Handover(copy)
-    )
+    prompts, decodes = (Stage(count, step_time, limit, ahead=early) for count, early in zip(sizes, ahead, strict=True))
+    found = replay_disaggregated(requests, prompts, decodes, Handover(copy))
     assert_conserved(found)
     several = (requests.output_tokens > 1) & (found.state == State.FINISHED)
     wait = found.finished_s - found.first_token_s
@@ -151,13 +196,35 @@ def test_disaggregated_engines_lose_nothing(
     assert (found.engine[several] >= sizes[0]).all()
 
 
-def test_roomy_prompt_engines_answer_as_if_they_were_alone() -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_roomy_prompt_engines_answer_as_if_they_were_alone(ahead: bool) -> None:
     """With room for everyone, first tokens come as from an engine that only processes prompts."""
     requests = realistic(200, 3.0)
     limit = Limits(kv_blocks=10**5)
-    found = replay_disaggregated(requests, Stage(1, STEP_TIME, limit), Stage(1, STEP_TIME, limit), Handover(1e-6))
-    prompts = replay(replace(requests, output_tokens=np.ones(200, dtype=np.int64)), STEP_TIME, limit)
+    stage = Stage(1, STEP_TIME, limit, ahead=ahead)
+    found = replay_disaggregated(requests, stage, stage, Handover(1e-6))
+    prompts = replay(replace(requests, output_tokens=np.ones(200, dtype=np.int64)), STEP_TIME, limit, ahead=ahead)
     assert found.first_token_s == pytest.approx(prompts.finished_s, abs=1e-6)
+
+
+@settings(max_examples=60)
+@given(
+    requests=traces(),
+    step_time=step_times(),
+    running=st.integers(1, 6),
+    budget=st.integers(0, 100),
+    copy=st.sampled_from([0.0, 64 * TICK, 4096 * TICK]),
+    latency=st.sampled_from([0.0, 1000 * TICK]),
+)
+def test_prompts_apart_equal_engines_that_are_stepped_one_step_ahead(
+    requests: Requests, step_time: StepTime, running: int, budget: int, copy: float, latency: float
+) -> None:
+    limit = Limits(kv_blocks=10**4, max_running=running, max_batched_tokens=running + budget)
+    stage = Stage(1, step_time, limit, ahead=True)
+    found = replay_disaggregated(requests, stage, stage, Handover(copy, latency))
+    first, last = stepped_pair(requests, step_time, limit, copy, latency)
+    assert found.first_token_s == pytest.approx(first, abs=1e-6)
+    assert found.finished_s == pytest.approx(last, abs=1e-6)
 
 
 def test_one_sequence_waits_for_its_copy_and_then_decodes() -> None:

@@ -76,3 +76,23 @@ def test_only_llama_cpp_plans_are_served_and_a_cache_is_needed() -> None:
     tight = make_setup(load_machine("rtx-4090-desktop-128", ["gpu.memory=8GiB"]), setup.model, load_system("llama.cpp"))
     with pytest.raises(DoesNotFit):
         engine_of(tight, plan, SMALL)
+
+
+def test_a_cache_in_ram_counts_as_host_memory_in_full() -> None:
+    setup, plan = served("rtx-4090-desktop-128", "llama-3.1-8b", "q8_0")
+    places = [each.model_copy(update={"places": {**each.places, "kv": "ram"}}) for each in plan.layers]
+    engine = engine_of(setup, plan.model_copy(update={"layers": places}), SMALL)
+    assert engine.host is not None
+    assert engine.host.used == pytest.approx(engine.host.capacity, rel=1e-4)
+    assert engine.cache_tokens * engine.token_bytes > 0.8 * engine.host.capacity
+
+
+def test_weights_in_ram_leave_less_cache_where_gpu_and_cpu_share_one_memory() -> None:
+    setup, plan = served("strix-halo-128", "llama-3.3-70b", "q8_0")
+    ram = [
+        each.model_copy(update={"places": dict.fromkeys(each.places, "ram") | {"kv": "gpu0"}}) for each in plan.layers
+    ]
+    engine = engine_of(setup, plan.model_copy(update={"layers": ram, "output": "ram"}), SMALL)
+    assert engine.host is not None
+    total = setup.model.weight_bytes + engine.cache_tokens * engine.token_bytes + setup.machine.reserved.value
+    assert 0.95 * engine.host.capacity < total <= engine.host.used <= engine.host.capacity

@@ -9,11 +9,16 @@ import pytest
 from stowplan.errors import DoesNotFit, InputError
 from stowplan.machines import list_keys, load_machine
 from stowplan.models import load_model
-from stowplan.plan import MemoryUse
+from stowplan.plan import MemoryUse, Workload
+from stowplan.planner.dispatch import plan_for
 from stowplan.planner.predict import make_setup
+from stowplan.planner.result import Request
+from stowplan.serving.from_plan import Serving, engine_of
+from stowplan.serving.from_vllm import vllm_engine
 from stowplan.serving.kv_tiers import Place, parse_place, tiers_of
 from stowplan.systems import load_system
 from stowplan.systems.base import Setup
+from stowplan.systems.vllm_settings import VllmSettings
 
 GIB = 2.0**30
 BLOCK = 2.0 * 2**20
@@ -111,7 +116,7 @@ def test_what_the_machine_lacks_is_told(desktop: Setup) -> None:
 
     assert "'disk' is given twice" in refused("disk=1GB", "host=1GB", "disk=2GB")
     assert "holds 1.82 TiB" in refused("disk=4TB")
-    assert "lacks" in refused("host=1TB")
+    assert "is more than the" in refused("host=1TB")
     assert "less than one block of 2.00 MiB" in refused("host=1MB")
     assert "keeps no cache" in refused("host=1GB", block=0.0)
     assert "has no GPU" in refused("host=1GB", setup=setup_of("cpu-laptop-32"))
@@ -123,13 +128,47 @@ def test_host_memory_is_shared_with_weights_and_system(desktop: Setup) -> None:
     use = MemoryUse(used=100 * GIB, capacity=128 * GIB)
     (tier,) = tiers_of(desktop, [parse_place("host=28GiB")], BLOCK, use)
     assert tier.blocks == 28 * 512
-    with pytest.raises(DoesNotFit, match=r"lacks 2\.00 GiB"):
+    with pytest.raises(DoesNotFit, match=r"30\.0 GiB is more than the 28\.0 GiB .* beside weights and cache in RAM"):
         tiers_of(desktop, [parse_place("host=30GiB")], BLOCK, use)
     machine = desktop.machine
     free = machine.memory.capacity.value - machine.reserved.value
     assert tiers_of(desktop, [Place("host", free)], BLOCK, None)
-    with pytest.raises(DoesNotFit, match="lacks"):
+    with pytest.raises(DoesNotFit, match="is more than"):
         tiers_of(desktop, [Place("host", free + GIB)], BLOCK, None)
+
+
+@pytest.mark.parametrize("name", ["strix-halo-128", "dgx-spark-128", "macbook-m4-max-128"])
+def test_one_memory_holds_the_gpu_s_blocks_and_the_host_s(name: str) -> None:
+    """What is copied within it is read and written, what comes from outside is written once, beside the weights."""
+    setup = setup_of(name)
+    dram = setup.figures.value("host.dram")
+    places = [parse_place(text) for text in ("host=1GiB", "remote=1TB@10GB/s")]
+    host, remote = tiers_of(setup, places, BLOCK, None)
+    assert host.read == {"gpu0.hbm": BLOCK / (dram / 2)}
+    assert host.write_s_per_block == BLOCK / (dram / 2)
+    assert remote.read == {"network": BLOCK / 10e9, "gpu0.hbm": BLOCK / dram}
+
+
+@pytest.mark.parametrize("engine_name", ["llama.cpp", "vllm"])
+def test_a_full_cache_of_the_gpu_leaves_little_of_one_memory(engine_name: str) -> None:
+    """What the host tier may have and what weights and the full cache of the GPU take come to no more than there is."""
+    setup = make_setup(load_machine("strix-halo-128"), load_model("llama-3.1-8b", "bf16"), load_system(engine_name))
+    if engine_name == "vllm":
+        setup = make_setup(load_machine("dgx-spark-128"), setup.model, load_system("vllm"))
+        engine = vllm_engine(setup, VllmSettings()).engine
+    else:
+        plan = plan_for("llama.cpp", Request(setup, ("llama-3.1-8b", "bf16"), Workload(prompt=512, generate=128))).plan
+        engine = engine_of(setup, plan, Serving(max_running=16, budget=512, context=4096))
+    assert engine.host is not None
+    block = engine.token_bytes * engine.limits.block_tokens
+    capacity, system = setup.machine.memory.capacity.value, setup.machine.reserved.value
+    held = setup.model.weight_bytes + engine.cache_tokens * engine.token_bytes + system
+    assert held <= engine.host.used <= capacity
+    left = capacity - engine.host.used
+    (tier,) = tiers_of(setup, [Place("host", left)], block, engine.host)
+    assert tier.blocks * block + held <= capacity
+    with pytest.raises(DoesNotFit, match="beside model and cache of the GPU, which shares it"):
+        tiers_of(setup, [Place("host", left + GIB)], block, engine.host)
 
 
 def test_every_machine_with_gpu_has_figures_for_every_tier() -> None:

@@ -121,3 +121,16 @@ def test_equals_the_oracle_under_pressure(scheduler: str, seed: int) -> None:
     assert use.tiers[1].hit_tokens > 0
     assert [tier.hit_tokens for tier in use.tiers] == oracle.hits
     assert_equal(found, oracle)
+
+
+def test_a_step_stores_its_tokens_before_prompts_look_for_theirs() -> None:
+    """Blocks that may go are taken by the sequences that decode in the step, and are not found in it any more."""
+    chains = [[1, 2, 3], [6, 7, 8, 9], [6]]
+    requests = Requests.of([0.0, 0.0, 0.0], [6, 9, 4], [9, 6, 13], prefix=blocks_of(chains, 2))
+    limit = Limits(9, 2, max_running=5, max_batched_tokens=22, watermark=0.1, preemption="swap", swap_blocks=5)
+    found = replay(requests, STEP_TIME, limit, "chunked", Caching())
+    oracle = _naive(requests, STEP_TIME, limit, chunked=True)
+    assert_equal(found, oracle)
+    use = found.engines[0].cache
+    assert use is not None
+    assert use.tiers[0].hit_tokens == oracle.hits[0] == 0

@@ -81,10 +81,11 @@ def test_one_step_ahead_and_time_outside_the_scheduler(requests: Requests) -> No
     service = Service(ENGINE, "chunked", CACHING, ahead=True, request_s=0.25)
     alone = replay(requests, STEP_TIME, LIMITS, "chunked", CACHING, ahead=True)
     assert_alike(service.replay(requests), alone, later_s=0.25)
-    together = replace(service, engines=2).replay(requests)
-    assert_alike(
-        together, replay_fleet(requests, STEP_TIME, LIMITS, "chunked", engines=2, caching=CACHING), later_s=0.25
-    )
+    fleet = replay_fleet(requests, STEP_TIME, LIMITS, "chunked", engines=2, caching=CACHING, ahead=True)
+    assert_alike(replace(service, engines=2).replay(requests), fleet, later_s=0.25)
+    stage = Stage(1, STEP_TIME, LIMITS, ahead=True)
+    apart = replay_disaggregated(requests, stage, stage, Handover(0.0))
+    assert_alike(replace(service, caching=None, prompt_engines=1).replay(requests), apart, later_s=0.25)
 
 
 def test_time_outside_the_scheduler_leaves_out_what_never_came(requests: Requests) -> None:

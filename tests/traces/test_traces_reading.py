@@ -215,7 +215,7 @@ def test_lines_are_numbered_alike_whatever_the_size_of_blocks(
 def test_unsorted_rows_are_sorted_and_told(tmp_path: Path) -> None:
     trace = read_trace(saved(tmp_path, "u.csv", PLAIN + "5,1,1\n3,2,1\n3,3,1\n9,4,1\n"))
     assert trace.prompt_tokens.tolist() == [2, 3, 1, 4]
-    assert "1 rows came after a later one" in trace.origin
+    assert "1 row came after a later one" in trace.origin
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(0, 99))

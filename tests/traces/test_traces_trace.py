@@ -163,3 +163,21 @@ def test_prefixes_follow_the_conversations_that_a_trace_has() -> None:
     assert second[:10] == first and third[:20] == second
     with pytest.raises(InputError, match="begin alike"):
         with_conversations(told)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.integers(1, 4), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_joined_blocks_are_alike_where_all_that_they_hold_and_all_before_is(
+    counts: list[int], several: int, seed: int
+) -> None:
+    """Tokens of two kinds, hashed as a chain by single blocks; a joined block is told by the tokens up to its end."""
+    random = np.random.default_rng(seed)
+    prompts = [tuple(random.integers(0, 2, count).tolist()) for count in counts]
+    names: dict[tuple[int, ...], int] = {}
+    hashes = [names.setdefault(prompt[: i + 1], len(names)) for prompt in prompts for i in range(len(prompt))]
+    single = Blocks(np.concatenate(([0], np.cumsum(counts))), np.array(hashes, dtype=np.int64), 16)
+    joined = single.joined(several)
+    assert joined.block_tokens == 16 * several
+    for row, prompt in enumerate(prompts):
+        ends = range(several, len(prompt) + 1, several)
+        assert joined.of(row).tolist() == [names[prompt[:end]] for end in ends]

@@ -7,52 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stowplan.cli import serving_options as options
-from stowplan.cli.inputs import Html, Json, Quant, Set
+from stowplan.cli.inputs import Html, Json
+from stowplan.cli.option_groups import with_groups
+from stowplan.cli.serving_options import ServiceOptions, TraceOptions
 from stowplan.errors import InputError
 
 if TYPE_CHECKING:
     from stowplan.cli.served import Served
     from stowplan.serving.answers import Answers, Distribution, Objective
-    from stowplan.serving.capacity import Capacity
+    from stowplan.serving.capacity import Attempt, Capacity
     from stowplan.serving.economics import Costs
     from stowplan.traces.trace import Trace
 
 
+@with_groups
 def replay(
-    trace: options.TraceName,
+    service: ServiceOptions,
+    traced: TraceOptions,
     *,
-    model: options.Model = None,
-    on: options.OnMachine = None,
-    quant: Quant = None,
-    set_: Set = None,
-    plan: options.PlanFile = None,
-    engine: options.EngineOption = None,
-    head: options.Head = None,
-    between: options.Between = None,
-    rate: options.Rate = None,
-    speed: options.Speed = None,
-    resample: options.Resample = None,
-    seed: options.Seed = 0,
-    conversations: options.Conversations = False,
-    skip_bad: options.SkipBad = False,
-    scheduler: options.Scheduler = None,
-    max_running: options.MaxRunning = None,
-    budget: options.Budget = None,
-    step_overhead: options.StepOverhead = None,
-    max_waiting: options.MaxWaiting = None,
-    timeout: options.Timeout = None,
-    prefix_cache: options.PrefixCache = False,
-    kv_tier: options.KvTier = None,
-    eviction: options.Eviction = options.EvictionChoice.LRU,
-    engines: options.Engines = 1,
-    prompt_engines: options.PromptEngines = 0,
-    handover: options.Handover = None,
-    router: options.RouterOption = options.Router.LEAST_LOADED,
-    migrate: options.Migrate = False,
-    slo: options.Slo = None,
-    rent: options.Rent = None,
-    electricity: options.Electricity = None,
+    slo: Annotated[str | None, typer.Option("--slo", metavar="ttft=1s,tpot=50ms", help="Count what meets it.")] = None,
+    rent: Annotated[float | None, typer.Option("--rent", metavar="USD", help="Price of a machine per hour.")] = None,
+    electricity: Annotated[float | None, typer.Option("--electricity", metavar="USD", help="Price of a kWh.")] = None,
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE.csv", help="Write each request.")
     ] = None,
@@ -65,7 +40,8 @@ def replay(
     from stowplan.cli import inputs, tables
     from stowplan.cli.documents import as_json
     from stowplan.cli.replay_document import replay_document
-    from stowplan.cli.served import ServiceOptions, TraceOptions, served_by, trace_of
+    from stowplan.cli.replay_progress import ReplayProgress
+    from stowplan.cli.served import served_by, trace_of
     from stowplan.plan import write_atomically
     from stowplan.serving.answers import parse_objective, summarise, write_requests_csv
     from stowplan.serving.economics import check_prices, costs_of
@@ -74,47 +50,26 @@ def replay(
     inputs.check_output("-o", output, [".csv"])
     inputs.check_output("--html", html, [".html"])
     objective = parse_objective(slo) if slo is not None else None
-    asked = trace_of(
-        TraceOptions(trace, head, between, rate, speed, resample, seed, conversations=conversations, skip_bad=skip_bad)
-    )
-    served = served_by(
-        ServiceOptions(
-            model,
-            on,
-            quant,
-            set_ or [],
-            plan,
-            engine.value if engine else None,
-            scheduler.value if scheduler else None,
-            max_running,
-            budget,
-            step_overhead,
-            max_waiting,
-            timeout,
-            prefix_cache=prefix_cache,
-            kv_tiers=kv_tier or [],
-            eviction=eviction.value,
-            engines=engines,
-            prompt_engines=prompt_engines,
-            handover=handover,
-            router=router.value,
-            migrate=migrate,
-        ),
-        asked,
-    )
-    check_prices(served.setup.machine, rent, electricity)
-    done = served.service.replay(Requests.from_trace(asked))
-    answers = summarise(done, objective)
-    costs = costs_of(done, served.setup.machine, usd_per_hour=rent, usd_per_kwh=electricity)
-    page = None
-    if html is not None:
-        from stowplan.report.replay_page import replay_page
+    with ReplayProgress() as progress:
+        progress.stage("reading the trace")
+        asked = trace_of(traced)
+        progress.stage("planning")
+        served = served_by(service, traced, asked)
+        check_prices(served.setup.machine, rent, electricity)
+        progress.stage(f"{len(asked):,} requests")
+        done = served.service.replay(Requests.from_trace(asked), progress.watch)
+        progress.stage("summing up")
+        answers = summarise(done, objective)
+        costs = costs_of(done, served.setup.machine, usd_per_hour=rent, usd_per_kwh=electricity)
+        page = None
+        if html is not None:
+            from stowplan.report.replay_page import replay_page
 
-        page = replay_page(asked, served.setup, served.engine, done, answers, objective)
-    if output is not None:
-        write_requests_csv(done, Path(output))
-    if html is not None and page is not None:
-        write_atomically(Path(html), page.encode())
+            page = replay_page(asked, served.setup, served.engine, done, answers, objective)
+        if output is not None:
+            write_requests_csv(done, Path(output))
+        if html is not None and page is not None:
+            write_atomically(Path(html), page.encode())
     if json:
         tables.print_verbatim(as_json(replay_document(asked, served, answers, done.scheduler, costs)))
         return
@@ -123,94 +78,72 @@ def replay(
     )
 
 
+@with_groups
 def capacity(
-    trace: options.TraceName,
+    service: ServiceOptions,
+    traced: TraceOptions,
     *,
     slo: Annotated[str, typer.Option("--slo", metavar="ttft=1s,tpot=50ms", help="What each request is to meet.")],
     share: Annotated[float, typer.Option("--share", help="Share of the requests that must meet it.")] = 0.99,
     count_engines: Annotated[
         bool, typer.Option("--count-engines", help="Find the fewest machines for the trace's own rate instead.")
     ] = False,
-    model: options.Model = None,
-    on: options.OnMachine = None,
-    quant: Quant = None,
-    set_: Set = None,
-    plan: options.PlanFile = None,
-    engine: options.EngineOption = None,
-    head: options.Head = None,
-    between: options.Between = None,
-    rate: options.Rate = None,
-    seed: options.Seed = 0,
-    conversations: options.Conversations = False,
-    skip_bad: options.SkipBad = False,
-    scheduler: options.Scheduler = None,
-    max_running: options.MaxRunning = None,
-    budget: options.Budget = None,
-    step_overhead: options.StepOverhead = None,
-    timeout: options.Timeout = None,
-    prefix_cache: options.PrefixCache = False,
-    kv_tier: options.KvTier = None,
-    engines: options.Engines = 1,
-    router: options.RouterOption = options.Router.LEAST_LOADED,
     json: Json = False,
 ) -> None:
     """Find the highest rate, or the fewest machines, at which an objective is kept."""
-    from stowplan.cli import inputs, tables
+    from stowplan.cli import tables
     from stowplan.cli.documents import as_json
     from stowplan.cli.replay_document import capacity_document
-    from stowplan.cli.served import ServiceOptions, TraceOptions, served_by, trace_of
+    from stowplan.cli.replay_progress import ReplayProgress
+    from stowplan.cli.served import served_by, trace_of
     from stowplan.serving.answers import parse_objective
     from stowplan.serving.capacity import fewest_engines, highest_rate
 
     objective = parse_objective(slo)
-    if count_engines and engines != 1:
+    if count_engines and service.engines is not None:
         raise InputError("--count-engines: finds the number of machines; leave out --engines")
-    asked = trace_of(
-        TraceOptions(trace, head, between, rate, None, None, seed, conversations=conversations, skip_bad=skip_bad)
-    )
-    served = served_by(
-        ServiceOptions(
-            model,
-            on,
-            quant,
-            set_ or [],
-            plan,
-            engine.value if engine else None,
-            scheduler.value if scheduler else None,
-            max_running,
-            budget,
-            step_overhead,
-            timeout=timeout,
-            prefix_cache=prefix_cache,
-            kv_tiers=kv_tier or [],
-            engines=engines,
-            router=router.value,
-        ),
-        asked,
-    )
-    progress = inputs.Progress()
-    if count_engines:
-        found = fewest_engines(
-            served.service,
-            asked,
-            objective,
-            share=share,
-            progress=lambda count, met: progress(f"{count} machines: {met:.1%} meet the objective"),
-        )
-    else:
-        found = highest_rate(
-            served.service,
-            asked,
-            objective,
-            share=share,
-            progress=lambda at, met: progress(f"{at:.3g} requests/s: {met:.1%} meet the objective"),
-        )
-    progress.done()
+    if count_engines and service.prompt_engines:
+        raise InputError("--count-engines: counts machines that do everything; leave out --prompt-engines")
+    with ReplayProgress() as progress:
+        progress.stage("reading the trace")
+        asked = trace_of(traced)
+        if not count_engines:
+            _check_rate(traced)
+        progress.stage("planning")
+        served = served_by(service, traced, asked, counted=count_engines)
+
+        def tell(attempt: Attempt) -> None:
+            progress.stage(_attempt_words(attempt, counted=count_engines), attempt.left)
+
+        search = fewest_engines if count_engines else highest_rate
+        found = search(served.service, asked, objective, share=share, progress=tell, watch=progress.watch)
     if json:
         tables.print_verbatim(as_json(capacity_document(asked, served, found)))
         return
     lines = capacity_answer(served, asked, found, slo, share, counted=count_engines)
     tables.print_lines(tables.Line(text) for text in lines)
+
+
+def _check_rate(traced: TraceOptions) -> None:
+    """Refuse a rate where one is searched, unless it is what gives requests their arrivals.
+
+    Raises:
+        InputError: the trace has arrivals of its own.
+    """
+    from dataclasses import replace
+
+    from stowplan.cli.served import trace_of
+
+    name = "--rate" if traced.rate is not None else "--speed"
+    if traced.rate is None and traced.speed is None:
+        return
+    if isfinite(trace_of(replace(traced, rate=None, speed=None)).rate):
+        raise InputError(f"{name}: the search finds the rate; leave it out, or keep it with --count-engines")
+
+
+def _attempt_words(attempt: Attempt, *, counted: bool) -> str:
+    tried = f"{attempt.engines} machines" if counted else f"{attempt.rate:.3g} requests/s"
+    return tried if attempt.last is None else f"{attempt.last:.1%} met the objective; {tried}"
 
 
 def _rate_words(rate: float) -> str:
@@ -226,10 +159,11 @@ def _wrapped(text: str) -> list[str]:
 def _heading(served: Served, trace: Trace) -> list[str]:
     setup = served.setup
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in trace.dropped.items() if count)
+    plural = "s" if len(trace) > 1 else ""
     return [
         "",
         *_wrapped(f"{setup.model.name}  {setup.model.quant.upper()}   on   {setup.machine.name}"),
-        *_wrapped(f"{trace.name}: {len(trace):,} requests, {_rate_words(trace.rate)}; {trace.origin}"),
+        *_wrapped(f"{trace.name}: {len(trace):,} request{plural}, {_rate_words(trace.rate)}; {trace.origin}"),
         *([f"  left out: {dropped}"] if dropped else []),
         "",
     ]

@@ -74,11 +74,13 @@ def routing_lines(trace: RoutingTrace) -> list[Line]:
     """Lines of one layer's routing."""
     from stowplan.cli.tables import Line, labelled, table
     from stowplan.routing.caches import hit_rate
-    from stowplan.routing.metrics import segment_cache, segment_routing
+    from stowplan.routing.metrics import segment_cache, segment_coverage, segment_routing
     from stowplan.routing.trace import popularity_classes
 
     active = max(1, round(trace.active))
     double = min(trace.experts, 2 * active)
+    segment = min(_SEGMENT, len(trace.tokens))
+    widest = max(double, *map(len, trace.tokens))
     policies = ["static", "lru", "lfu", *(["score"] if trace.scores is not None else []), "belady"]
     sizes = sorted({max(1, round(share * trace.experts)) for share in _SHARES} | {double})
     rows = [[f"{size}", *(f"{hit_rate(trace, size, policy):.0%}" for policy in policies)] for size in sizes]
@@ -88,10 +90,11 @@ def routing_lines(trace: RoutingTrace) -> list[Line]:
         *labelled("popularity", f"experts by the share of tokens that each serves: {served}"),
         *labelled(
             "locality",
-            f"of {_SEGMENT} tokens in a row the best {active} experts serve "
-            f"{segment_routing(trace, _SEGMENT, active):.0%}, the best {double} "
-            f"{segment_routing(trace, _SEGMENT, double):.0%}; a cache of {double}, refilled for each, hits "
-            f"{segment_cache(trace, _SEGMENT, double):.0%}",
+            f"of {segment} tokens in a row the best {active} experts serve "
+            f"{segment_coverage(trace, segment, active):.0%}, the best {double} "
+            f"{segment_coverage(trace, segment, double):.0%}; segment routing best performance (SRP) "
+            f"{segment_routing([trace], segment).f1:.1%}; a cache of {widest} that knows the segment ahead hits "
+            f"{segment_cache([trace], segment, widest):.0%} (SCH)",
         ),
         Line(""),
         *table(["experts held", *policies], rows, numbers=range(len(policies) + 1)),

@@ -2,70 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stowplan.cli.serving_conflicts import Asked, check_together
+from stowplan.cli.serving_options import EngineChoice, Router
 from stowplan.errors import DoesNotFit, InputError
 
 if TYPE_CHECKING:
+    from stowplan.cli.serving_options import ServiceOptions, TraceOptions
     from stowplan.plan import Plan
     from stowplan.serving.disaggregated import Handover
-    from stowplan.serving.eviction import EvictionName
     from stowplan.serving.fleet import Migration
     from stowplan.serving.from_plan import Engine
     from stowplan.serving.kv_tiers import Place
     from stowplan.serving.replay import Caching
-    from stowplan.serving.routers import RouterName
     from stowplan.serving.service import Service
     from stowplan.systems.base import Setup
+    from stowplan.systems.vllm_settings import VllmSettings
     from stowplan.traces.trace import Trace
 
 _TOGETHER = 8
 _SCHEDULER = "chunked"
 _MAX_RUNNING = 128
 _BUDGET = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class TraceOptions:
-    """What is done to a trace before it is replayed."""
-
-    name: str
-    head: int | None = None
-    between: str | None = None
-    rate: float | None = None
-    speed: float | None = None
-    resample: int | None = None
-    seed: int = 0
-    conversations: bool = False
-    skip_bad: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceOptions:
-    """What serves, in the words of the options; None for one that was not given."""
-
-    model: str | None = None
-    on: str | None = None
-    quant: str | None = None
-    overrides: Sequence[str] = ()
-    plan: str | None = None
-    engine: str | None = None
-    scheduler: str | None = None
-    max_running: int | None = None
-    budget: int | None = None
-    step_overhead: str | None = None
-    max_waiting: int | None = None
-    timeout: str | None = None
-    prefix_cache: bool = False
-    kv_tiers: Sequence[str] = ()
-    eviction: EvictionName = "lru"
-    engines: int = 1
-    prompt_engines: int = 0
-    handover: str | None = None
-    router: RouterName = "least-loaded"
-    migrate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +43,8 @@ class Served:
 
     @property
     def ahead(self) -> bool:
-        """Whether the replay lets the engine schedule a step while the one before it runs."""
-        return self.service.ahead and self.service.machines == 1
+        """Whether an engine schedules a step while the one before it runs."""
+        return self.service.ahead
 
 
 def trace_of(options: TraceOptions) -> Trace:
@@ -99,7 +59,7 @@ def trace_of(options: TraceOptions) -> Trace:
     from stowplan.units import parse_quantity
 
     reading = ReadOptions(skip_bad=options.skip_bad, seed=options.seed, rate=options.rate)
-    found = load_trace(options.name, reading)
+    found = load_trace(options.trace, reading)
     if options.between is not None:
         start, comma, end = options.between.partition(",")
         if not comma:
@@ -120,8 +80,13 @@ def trace_of(options: TraceOptions) -> Trace:
     return found if options.rate is None else found.scaled_rate(options.rate)
 
 
-def served_by(options: ServiceOptions, trace: Trace) -> Served:
+def served_by(options: ServiceOptions, traced: TraceOptions, trace: Trace, *, counted: bool = False) -> Served:
     """The service that is asked for.
+
+    Args:
+        options: what serves.
+        traced, trace: what is replayed, as it was asked for and as it is.
+        counted: whether the number of engines is what is looked for.
 
     Raises:
         StowplanError: the plan cannot be read, found or served, or an option contradicts another.
@@ -131,9 +96,11 @@ def served_by(options: ServiceOptions, trace: Trace) -> Served:
     from stowplan.serving.kv_tiers import parse_place
     from stowplan.serving.service import Service
 
-    _check_together(options)
-    patience, places = _patience(options), [parse_place(text) for text in options.kv_tiers]
-    setup, plan = _planned(options, trace)
+    stored = _stored(options)
+    engines = options.engines or 1
+    check_together(Asked(traced, options, counted or engines > 1, _vllm(options, stored)))
+    patience, places = _patience(options), [parse_place(text) for text in options.kv_tier or []]
+    setup, plan = _planned(options, trace) if stored is None else _loaded(options, stored)
     if plan.system == "vllm":
         from stowplan.serving.from_vllm import engine_of_plan
         from stowplan.systems.vllm_settings import settings_of
@@ -153,9 +120,9 @@ def served_by(options: ServiceOptions, trace: Trace) -> Served:
             engine=engine,
             scheduler=scheduler,
             caching=_caching(options, places, setup, engine, trace, gpus, own=own),
-            engines=options.engines,
+            engines=engines,
             prompt_engines=options.prompt_engines,
-            router=options.router,
+            router=options.router.value if options.router else "least-loaded",
             migration=_migration(options, setup, engine),
             handover=_handover(options, engine, gpus),
             ahead=ahead,
@@ -166,26 +133,36 @@ def served_by(options: ServiceOptions, trace: Trace) -> Served:
     )
 
 
-def _check_together(options: ServiceOptions) -> None:
-    """Refuse options that would change nothing next to others."""
-    if options.prompt_engines and options.scheduler is not None:
-        raise InputError("--scheduler: prompt engines take whole prompts, first come, first served; leave it out")
-    if options.prompt_engines and (options.prefix_cache or options.kv_tiers or options.migrate):
-        raise InputError("--prompt-engines: work without --prefix-cache, --kv-tier and --migrate; leave those out")
-    if options.prompt_engines and (options.max_waiting is not None or options.timeout is not None):
-        raise InputError("--prompt-engines: know no --max-waiting and no --timeout; leave those out")
-    if options.migrate and options.engines < 2:
-        raise InputError("--migrate: sequences can only move where there are two engines or more; give --engines")
-    if options.prompt_engines and options.handover is None:
-        raise InputError("--prompt-engines: needs the rate at which caches are handed over, such as --handover 50GB/s")
-    if options.handover is not None and not options.prompt_engines:
-        raise InputError("--handover: says how fast prompt engines hand over; give --prompt-engines too")
-    running, budget = options.max_running or _MAX_RUNNING, options.budget
-    if budget is not None and budget < running:
-        raise InputError(
-            f"--budget {budget}: a step holds a token of each of {running} running requests; give a larger budget or "
-            f"a smaller --max-running"
-        )
+def _stored(options: ServiceOptions) -> Plan | None:
+    """The plan of a file, if one is to be served.
+
+    Raises:
+        InputError: nothing is to be served, or what a plan says itself is asked for as well.
+        BadFile: it is no plan.
+    """
+    from pathlib import Path
+
+    from stowplan.plan import read_plan
+
+    model, on, quant, plan = options.model, options.on, options.quant, options.plan
+    if plan is None:
+        if model is None or on is None:
+            raise InputError("name what serves: --model MODEL --on MACHINE, or --plan PLAN.json")
+        return None
+    if model is not None or on is not None or quant is not None:
+        raise InputError(f"{plan} says model, mix and machine; leave out --model, --quant and --on")
+    if options.engine is not None:
+        raise InputError(f"{plan} says which engine runs it; leave out --engine")
+    return read_plan(Path(plan))
+
+
+def _vllm(options: ServiceOptions, stored: Plan | None) -> VllmSettings | None:
+    """Settings of the vLLM that will serve, as far as they are known before it is planned; None for llama.cpp."""
+    from stowplan.systems.vllm_settings import VllmSettings, settings_of
+
+    if stored is not None:
+        return settings_of(stored) if stored.system == "vllm" else None
+    return VllmSettings() if options.engine is EngineChoice.VLLM else None
 
 
 def _patience(options: ServiceOptions) -> float | None:
@@ -207,22 +184,41 @@ def _llama_cpp(options: ServiceOptions, setup: Setup, plan: Plan, trace: Trace) 
     overhead = parse_quantity(options.step_overhead or "0 ms", "seconds", where="--step-overhead")
     running = options.max_running or _MAX_RUNNING
     budget = options.budget or max(_BUDGET, running)
+    _check_budget(budget, running)
     return engine_of(setup, plan, Serving(running, budget, "recompute", longest, overhead))
 
 
 def _with_settings_of_vllm(options: ServiceOptions, plan: Plan) -> Plan:
-    """The plan with as many sequences and tokens in a step as the options say.
+    """The plan with as many sequences and tokens in a step, and in a block, as the options say.
 
     Raises:
-        InputError: an option for what vLLM decides itself.
+        InputError: blocks of a size that vLLM does not have, or a step that cannot hold all sequences.
     """
-    if options.scheduler is not None:
-        raise InputError("--scheduler: vLLM has its own, which is replayed; leave it out")
-    if options.step_overhead is not None:
-        raise InputError("--step-overhead: is part of what is known of vLLM; leave it out")
-    given = {"max_num_seqs": options.max_running, "max_num_batched_tokens": options.budget}
+    from stowplan.systems.vllm_settings import settings_of
+
+    given = {
+        "max_num_seqs": options.max_running,
+        "max_num_batched_tokens": options.budget,
+        "block_tokens": options.block_size,
+    }
     changed = {name: value for name, value in given.items() if value is not None}
-    return plan.model_copy(update={"settings": plan.settings | changed})
+    plan = plan.model_copy(update={"settings": plan.settings | changed})
+    settings = settings_of(plan)
+    sizes = settings.traits.block_sizes
+    if options.block_size is not None and options.block_size not in sizes:
+        shown = f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
+        raise InputError(f"--block-size {options.block_size}: {settings.traits.name} has blocks of {shown} tokens")
+    if options.budget is not None:
+        _check_budget(options.budget, settings.max_num_seqs)
+    return plan
+
+
+def _check_budget(budget: int, running: int) -> None:
+    if budget < running:
+        raise InputError(
+            f"--budget {budget}: a step holds a token of each of {running} running requests; give a larger budget or "
+            f"a smaller --max-running"
+        )
 
 
 def _caching(
@@ -235,16 +231,15 @@ def _caching(
     if not (options.prefix_cache or places or own):
         return None
     if trace.prefix is None:
-        if not (options.prefix_cache or places):
+        if not (options.prefix_cache or places or options.eviction or options.router is Router.PREFIX):
             return None
-        mend = "add --conversations to let each turn begin with the one before, or leave the cache out"
         raise InputError(
             f"trace '{trace.name}' does not say which prompts begin alike, so that a prefix cache would find nothing; "
-            f"{mend}"
+            f"add --conversations to let each turn begin with the one before, or leave out what is asked of the cache"
         )
     block = engine.token_bytes * engine.limits.block_tokens
     tiers = tiers_of(setup, places, block, engine.host, gpus) if places else ()
-    return Caching(tiers, options.eviction)
+    return Caching(tiers, options.eviction.value if options.eviction else "lru")
 
 
 def _migration(options: ServiceOptions, setup: Setup, engine: Engine) -> Migration | None:
@@ -269,35 +264,35 @@ def _handover(options: ServiceOptions, engine: Engine, gpus: int) -> Handover:
     return Handover(engine.token_bytes * gpus / rate)
 
 
-def _planned(options: ServiceOptions, trace: Trace) -> tuple[Setup, Plan]:
-    """The plan to serve: a file's, or the best one for eight median requests with room for the longest."""
-    from pathlib import Path
+def _loaded(options: ServiceOptions, stored: Plan) -> tuple[Setup, Plan]:
+    """A file's plan, and what it runs on."""
+    from stowplan.machines import load_machine
+    from stowplan.models import load_model
+    from stowplan.planner.predict import make_setup
+    from stowplan.systems import load_system
 
+    machine = load_machine(stored.machine, [*stored.set, *(options.set_ or [])])
+    loaded = load_model(stored.model, stored.quant)
+    return make_setup(machine, loaded, load_system(stored.system), stored.settings.get("engine")), stored
+
+
+def _planned(options: ServiceOptions, trace: Trace) -> tuple[Setup, Plan]:
+    """The best plan for eight median requests with room for the longest."""
     import numpy as np
 
     from stowplan.machines import load_machine
     from stowplan.models import load_model
-    from stowplan.plan import checked_workload, read_plan
+    from stowplan.plan import checked_workload
+    from stowplan.planner.dispatch import plan_for
     from stowplan.planner.predict import make_setup
+    from stowplan.planner.result import Request
     from stowplan.systems import load_system
 
-    model, on, quant, overrides, plan = options.model, options.on, options.quant, options.overrides, options.plan
-    if plan is not None:
-        if model is not None or on is not None or quant is not None:
-            raise InputError(f"{plan} says model, mix and machine; leave out --model, --quant and --on")
-        if options.engine is not None:
-            raise InputError(f"{plan} says which engine runs it; leave out --engine")
-        stored = read_plan(Path(plan))
-        machine = load_machine(stored.machine, [*stored.set, *overrides])
-        loaded = load_model(stored.model, stored.quant)
-        return make_setup(machine, loaded, load_system(stored.system), stored.settings.get("engine")), stored
-    if model is None or on is None:
-        raise InputError("name what serves: --model MODEL --on MACHINE, or --plan PLAN.json")
-    from stowplan.planner.dispatch import plan_for
-    from stowplan.planner.result import Request
-
-    system = options.engine or "llama.cpp"
-    setup = make_setup(load_machine(on, overrides), load_model(model, quant), load_system(system))
+    model, on, quant = options.model, options.on, options.quant
+    assert model is not None
+    assert on is not None
+    system = options.engine.value if options.engine else "llama.cpp"
+    setup = make_setup(load_machine(on, options.set_ or []), load_model(model, quant), load_system(system))
     asked = {
         "prompt": max(1, int(np.median(trace.prompt_tokens))),
         "generate": max(1, int(np.median(trace.output_tokens))),

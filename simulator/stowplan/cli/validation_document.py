@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from stowplan.validate.rows import Part
+
 if TYPE_CHECKING:
     from stowplan.validate.ablation import Ablation
     from stowplan.validate.pairs import Winners
@@ -94,7 +96,7 @@ class SystemPart(_Record):
     """Records and hardware that constants of a system may be fitted to, or that are kept apart."""
 
     system: str
-    part: Literal["held-out", "fit"]
+    part: Part
     records: int
     hardware: list[str]
 
@@ -133,7 +135,7 @@ class ComparedCase(_Record):
 
     id: str
     family: str
-    part: Literal["held-out", "fit"]
+    part: Part
     machine: str
     model: str
     run: str
@@ -151,7 +153,7 @@ class RefusedCase(_Record):
 
     id: str
     system: str
-    part: Literal["held-out", "fit"]
+    part: Part
     reason: str
 
 
@@ -170,17 +172,20 @@ class ValidationDocument(_Record):
     Attributes:
         families: on held-out hardware, which no constant was set on.
         fitted_families: on hardware whose runs set constants.
+        fresh_families, winners_fresh: of measurements that were written down before they were predicted.
         targets, winners: promises, on held-out hardware.
         winners_by_group: winners by the systems that are compared; wrong_choices: those that were not predicted.
-        fits: agreement on what fits into memory, both parts.
-        cases: every figure, both parts; refused: runs without a prediction.
+        fits: agreement on what fits into memory, fresh runs left out.
+        cases: every figure, all parts; refused: runs without a prediction.
     """
 
     schema_version: Literal["stowplan.validation/1"] = "stowplan.validation/1"
     families: list[FamilyErrors]
     fitted_families: list[FamilyErrors]
+    fresh_families: list[FamilyErrors]
     targets: list[TargetReached]
     winners: WinnersPredicted | None
+    winners_fresh: WinnersPredicted | None
     target_winners: float
     winners_by_group: list[WinnersPredicted]
     wrong_choices: list[WrongChoice]
@@ -194,8 +199,10 @@ def validation_document(found: Validation, target_winners: float) -> ValidationD
     return ValidationDocument(
         families=[_family(each) for each in found.held_out],
         fitted_families=[_family(each) for each in found.fitted],
+        fresh_families=[_family(each) for each in found.fresh],
         targets=[_target(each) for each in found.targets],
         winners=None if found.winners is None else _winners(found.winners),
+        winners_fresh=None if found.winners_fresh is None else _winners(found.winners_fresh),
         target_winners=target_winners,
         winners_by_group=[_winners(each) for each in found.by_group],
         wrong_choices=[

@@ -11,6 +11,7 @@ from stowplan.report.words import count, three
 
 if TYPE_CHECKING:
     from stowplan.validate.ablation import Ablation
+    from stowplan.validate.pairs import Winners
     from stowplan.validate.rows import Row
     from stowplan.validate.statistics import Errors
     from stowplan.validate.targets import Reached, Targets
@@ -33,12 +34,12 @@ def answer(found: Validation, targets: Targets, *, whole: bool, fitted: bool, ca
         cases: whether every figure is.
     """
     promised = [each for each in found.targets if whole or each.errors is not None]
-    held_out, fit = found.part("held-out"), found.part("fit")
     return blocks(
-        _scope(held_out, fit),
+        _scope(found),
         _families("hardware that no constant was set on", found.held_out),
         _families("hardware that constants were set on", found.fitted) if fitted else [],
         _promises(promised),
+        _families("fresh measurements, on any hardware", found.fresh),
         _winners(found, targets),
         _fits(found),
         _refused(found),
@@ -53,16 +54,18 @@ def percent(value: float | None, *, signed: bool = False) -> str:
     return f"{100 * value:+.0f}%" if signed else f"{100 * value:.0f}%"
 
 
-def _scope(held_out: Sequence[Row], fit: Sequence[Row]) -> list[Line]:
+def _scope(found: Validation) -> list[Line]:
     def told(rows: Sequence[Row]) -> str:
         return (
             f"{count(len(rows), 'figure')} of {count(len({row.record for row in rows}), 'record')} "
             f"on {count(len({row.hardware for row in rows}), 'machine')}"
         )
 
+    held_out, fit, fresh = found.part("held-out"), found.part("fit"), found.part("fresh")
     return [
         *labelled("held out", f"{told(held_out)} that no constant was set on: the errors below", "answer"),
         *labelled("fitted", f"{told(fit)} whose runs may set constants (--fitted shows them)"),
+        *(labelled("fresh", f"{told(fresh)}, written down before anything predicted them") if fresh else ()),
         *labelled("errors", "(predicted - measured) / measured; a record counts once however many points it has"),
     ]
 
@@ -101,19 +104,15 @@ def _promises(targets: Iterable[Reached]) -> list[Line]:
 
 
 def _winners(found: Validation, targets: Targets) -> list[Line]:
-    if found.winners is None:
+    every: list[tuple[str, Winners, str]] = []
+    if found.winners is not None:
+        every.append(("all pairs", found.winners, percent(targets.winners)))
+        every += [(each.name, each, "") for each in found.by_group]
+    if found.winners_fresh is not None:
+        every.append(("all pairs, fresh", found.winners_fresh, percent(targets.winners)))
+    if not every:
         return []
-    every = [found.winners, *found.by_group]
-    rows = [
-        [
-            "all pairs" if each is found.winners else each.name,
-            str(each.pairs),
-            str(each.choices),
-            percent(each.share),
-            percent(targets.winners) if each is found.winners else "",
-        ]
-        for each in every
-    ]
+    rows = [[name, str(each.pairs), str(each.choices), percent(each.share), target] for name, each, target in every]
     title = "two runs, same machine, model, lengths; > 10 % apart"
     return table((title, "pairs", "choices", "winner predicted", "target"), rows, numbers=range(1, 5))
 

@@ -1,46 +1,49 @@
-"""Requests as an engine sees them that schedules every step while the one before it runs.
+"""Engines that schedule every step while the one before it runs.
 
 What arrives during a step is too late for the step that is already scheduled behind it, and is admitted to the one
-after: on average it waits one and a half steps instead of half of one. An idle engine takes an arrival at once.
+after: on average it waits one and a half steps instead of half of one. The same holds for a cache that is copied here
+from elsewhere. An idle engine takes both at once.
 """
 
 from __future__ import annotations
 
+from heapq import heappop
 from math import inf
 
 from stowplan.serving.core import Core
 from stowplan.serving.limits import Limits
 from stowplan.serving.prefix_cache import PrefixCache
-from stowplan.serving.queues import Pool, WaitingQueue
+from stowplan.serving.queues import Pool
 from stowplan.serving.tables import StepTables
 
 
 class AheadCore(Core):
-    """A core that remembers the step boundary before the current one.
+    """A core that remembers when its next step was scheduled: at the step boundary before the current one.
+
+    Args:
+        prompt, output, waiting, tables, limits, beside, cache, patience_s: as for `Core`.
 
     Attributes:
-        before: seconds at that boundary.
+        before: seconds at that boundary; the current moment where the engine is idle.
     """
 
     before = 0.0
     _now = 0.0
 
-    @staticmethod
-    def behind(
+    def __init__(
+        self,
         prompt: list[int],
         output: list[int],
-        waiting: WaitingQueue,
+        waiting: LatePool,
         tables: StepTables,
         limits: Limits,
         *,
+        beside: Core | None = None,
         cache: PrefixCache | None = None,
         patience_s: float = inf,
-    ) -> AheadCore:
-        """A core that sees its queue one step late; the arguments are those of `Core`."""
-        late = ScheduledAhead(waiting)
-        core = AheadCore(prompt, output, late, tables, limits, cache=cache, patience_s=patience_s)
-        core.impatient, late.core = isinstance(waiting, Pool), core
-        return core
+    ) -> None:
+        super().__init__(prompt, output, waiting, tables, limits, beside=beside, cache=cache, patience_s=patience_s)
+        waiting.core = self
 
     @property
     def now(self) -> float:
@@ -50,6 +53,17 @@ class AheadCore(Core):
     @now.setter
     def now(self, moment: float) -> None:
         self.before, self._now = self._now, moment
+
+    def wait_until(self, moment: float) -> None:
+        """See `Core`; nothing is scheduled yet, so that whatever is there by then is taken."""
+        super().wait_until(moment)
+        self.before = self._now
+
+    def land(self) -> None:
+        """See `Core.land`; what came during the last step joins a step later."""
+        while self.arriving and self.arriving[0][0] <= self.before:
+            _, request, cached = heappop(self.arriving)
+            self._join(request, cached, self.output[request] - self.made.pop(request, 1))
 
     def decode(self, copies: float | None) -> None:
         """See `Core.decode`; of several steps at once, the last one counts."""
@@ -61,49 +75,22 @@ class AheadCore(Core):
             self.before = self.now - (tables.body[batch] + tables.logits[batch] + attention)
 
 
-class ScheduledAhead(WaitingQueue):
-    """Another queue, seen one step late.
-
-    Args:
-        inner: the order of admission.
+class LatePool(Pool):
+    """Requests as an `AheadCore` sees them: those that had come when its next step was scheduled.
 
     Attributes:
-        core: the engine that takes from it; to be set before the first request is taken.
+        core: the engine that takes from it; it sets this itself.
     """
 
-    __slots__ = ("_idle", "_inner", "core")
+    __slots__ = ("core",)
 
     core: AheadCore
 
-    def __init__(self, inner: WaitingQueue) -> None:
-        self._inner, self._idle = inner, -inf
-
-    @property
-    def _seen(self) -> float:
-        return max(self.core.before, self._idle)
-
     def head(self, now: float) -> int:  # noqa: ARG002
-        """See `WaitingQueue`; only what had arrived by the step boundary before."""
-        return self._inner.head(self._seen)
+        """See `WaitingQueue`; only what had come by the step boundary before."""
+        return super().head(self.core.before)
 
-    def pop(self) -> None:
-        """See `WaitingQueue`."""
-        self._inner.pop()
 
-    def put_back(self, request: int) -> None:
-        """See `WaitingQueue`."""
-        self._inner.put_back(request)
-
-    def next_change(self, now: float) -> float:  # noqa: ARG002
-        """See `WaitingQueue`; in the past for what has arrived and is not yet seen, so that one step passes."""
-        return self._inner.next_change(self._seen)
-
-    def next_arrival(self) -> float:
-        """See `WaitingQueue`; who asks is idle, and takes it when it comes."""
-        arrival = self._inner.next_arrival()
-        self._idle = max(self.core.now, arrival)
-        return arrival
-
-    def arrival_of(self, request: int) -> float:
-        """See `WaitingQueue`."""
-        return self._inner.arrival_of(request)
+def parts_of(*, ahead: bool) -> tuple[type[Core], type[Pool]]:
+    """What an engine is made of: the kind of its core and of its pool of requests."""
+    return (AheadCore, LatePool) if ahead else (Core, Pool)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf, log, log1p, log2
 
 from stowplan.errors import InputError
 from stowplan.serving.answers import Answers, Objective, summarise
+from stowplan.serving.outcome import Watch
 from stowplan.serving.requests import Requests
 from stowplan.serving.service import Service
 from stowplan.traces.trace import Trace
@@ -35,6 +36,25 @@ class Capacity:
     tried: tuple[tuple[float, int, float], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A replay of a search that is about to begin.
+
+    Attributes:
+        rate, engines: what is tried.
+        last: share of the requests that met the objective in the replay before; None for the first.
+        left: replays that will follow; None while nobody knows.
+    """
+
+    rate: float
+    engines: int
+    last: float | None
+    left: int | None
+
+
+Progress = Callable[[Attempt], None]
+
+
 def highest_rate(
     service: Service,
     trace: Trace,
@@ -42,7 +62,8 @@ def highest_rate(
     *,
     share: float = 0.99,
     tolerance: float = 0.01,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Capacity:
     """The highest rate, within a tolerance, at which a share of the requests meets the objective.
 
@@ -55,7 +76,7 @@ def highest_rate(
         objective: what each request is to meet.
         share: of all requests, those that were refused or timed out included.
         tolerance: relative, of the rate.
-        progress: called with the rate and the share of every replay.
+        progress: told of every replay before it begins; watch: as `Service.replay` takes it.
 
     Raises:
         InputError: a share or tolerance out of its range, a trace whose requests all arrive at once, or an objective
@@ -67,17 +88,20 @@ def highest_rate(
     if not 1e-4 <= tolerance < 1.0:
         raise InputError(f"tolerance: {tolerance:g}; give between 0.0001 and 1")
     tried: list[tuple[float, int, float]] = []
+    kept: tuple[float, Answers] | None = None
+    missed: float | None = None
 
     def attempt(rate: float) -> Answers:
-        found = summarise(service.replay(Requests.from_trace(trace.scaled_rate(rate))), objective)
-        tried.append((rate, service.machines, found.attainment or 0.0))
         if progress is not None:
-            progress(rate, found.attainment or 0.0)
+            left = None
+            if kept is not None and missed is not None:
+                left = ceil(log2(max(1.0, log(missed / kept[0]) / log1p(tolerance)))) - 1
+            progress(Attempt(rate, service.machines, tried[-1][2] if tried else None, left))
+        found = summarise(service.replay(Requests.from_trace(trace.scaled_rate(rate)), watch), objective)
+        tried.append((rate, service.machines, found.attainment or 0.0))
         return found
 
     rate, fastest = trace.rate, (len(trace) - 1) / _SHORTEST_S
-    kept: tuple[float, Answers] | None = None
-    missed: float | None = None
     while kept is None or missed is None:
         found = attempt(rate)
         if (found.attainment or 0.0) >= share:
@@ -113,14 +137,15 @@ def fewest_engines(
     *,
     share: float = 0.99,
     most: int = 256,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Capacity:
     """The fewest engines with which a share of a trace's requests meets the objective at the trace's own rate.
 
     Args:
         service, trace, objective, share: as `highest_rate` takes them; the service's number of engines is left open.
         most: engines beyond which the search ends.
-        progress: called with the engines and the share of every replay.
+        progress, watch: as `highest_rate` takes them.
 
     Raises:
         InputError: a share out of its range, prompt engines apart, or an objective that `most` engines miss.
@@ -132,12 +157,14 @@ def fewest_engines(
     tried: list[tuple[float, int, float]] = []
 
     def attempt(engines: int) -> Answers:
-        found = summarise(replace(service, engines=engines).replay(requests), objective)
-        tried.append((trace.rate, engines, found.attainment or 0.0))
         if progress is not None:
-            progress(engines, found.attainment or 0.0)
+            left = None if kept is None else ceil(log2(kept[0] - missed)) - 1
+            progress(Attempt(trace.rate, engines, tried[-1][2] if tried else None, left))
+        found = summarise(replace(service, engines=engines).replay(requests, watch), objective)
+        tried.append((trace.rate, engines, found.attainment or 0.0))
         return found
 
+    kept: tuple[int, Answers] | None = None
     missed, engines = 0, 1
     found = attempt(engines)
     while (found.attainment or 0.0) < share:

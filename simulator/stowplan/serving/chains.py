@@ -1,13 +1,13 @@
-"""Which prompts begin alike, in the units that a cache keeps: runs of blocks that the same requests share.
+"""Which prompts begin alike, in the units that a cache keeps: a tree of runs of blocks that the same requests share.
 
 Blocks that exactly the same requests have are looked up, kept and evicted together, so a replay handles such a run as
 one *segment*. Equal hashes mean equal prefixes, so the requests that have a block are a subset of those that have the
-one before it, and a segment ends where their number changes.
+one before it: a segment ends where their number changes, and segments form a tree. A prompt is a path from the root,
+told by its last segment alone.
 """
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,39 +17,45 @@ from stowplan.errors import InputError
 from stowplan.traces.trace import Blocks
 
 Integers = NDArray[np.int64]
+Numbers = NDArray[np.int32]
+"""Numbers of blocks, requests or segments; there are fewer than 2^31 of each."""
 _DENSE = 4
 """Hashes below this many times their number are used as they are: a table of counts is cheaper than sorting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chains:
-    """Segments of every prompt.
+    """The tree of segments; segment 0 is its root, which holds no block.
 
     Attributes:
-        offsets: the segments of request i are ``segments[offsets[i]:offsets[i + 1]]``, in the order of the prompt.
-        segments: numbers of segments.
-        sizes: blocks of every segment.
+        leaf: by request, the last segment of its prompt; 0 where no block of it is whole.
+        parent: by segment, the one before it; that of the root is the root.
+        ends: by segment, blocks from the beginning of the prompt to its end.
+        sizes: by segment, its blocks.
         block_tokens: tokens of one block.
     """
 
-    offsets: array[int]
-    segments: array[int]
-    sizes: array[int]
+    leaf: list[int]
+    parent: list[int]
+    ends: list[int]
+    sizes: list[int]
     block_tokens: int
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def of(self, request: int) -> array[int]:
-        """Segments of one prompt."""
-        return self.segments[self.offsets[request] : self.offsets[request + 1]]
+    def of(self, request: int) -> list[int]:
+        """Segments of one prompt, from its beginning."""
+        path, segment = list[int](), self.leaf[request]
+        while segment:
+            path.append(segment)
+            segment = self.parent[segment]
+        return path[::-1]
 
     @staticmethod
     def from_blocks(prefix: Blocks, prompt_tokens: Integers, block_tokens: int) -> Chains:
         """Segments of prompts whose blocks are known.
 
         Args:
-            prefix: hashes of the prompts' blocks.
+            prefix: hashes of the prompts' blocks; where equal ones stand for other prefixes elsewhere, they are told
+                apart by the blocks before them, as an engine does that hashes a block together with those.
             prompt_tokens: int64[n], lengths of the prompts; a last block that is not full is never kept.
             block_tokens: tokens of a block of the engine's cache.
 
@@ -62,46 +68,84 @@ class Chains:
                 f"prefix blocks of {prefix.block_tokens} tokens are no whole number of cache blocks of {block_tokens} "
                 f"tokens; choose a block size that divides {prefix.block_tokens}"
             )
-        counts = np.minimum(prefix.counts(), prompt_tokens // prefix.block_tokens)
+        counts, hashes = np.minimum(prefix.counts(), prompt_tokens // prefix.block_tokens), prefix.hashes
         kept = np.concatenate(([0], np.cumsum(counts)))
-        positions = np.arange(kept[-1]) + np.repeat(prefix.offsets[:-1] - kept[:-1], counts)
-        hashes = prefix.hashes[positions]
-        offsets, segments, sizes = _segments(hashes, kept)
-        return Chains(_packed(offsets), _packed(segments, "i"), _packed(sizes * units, "i"), block_tokens)
+        if kept[-1] < len(hashes):
+            hashes = hashes[np.arange(kept[-1]) + np.repeat(prefix.offsets[:-1] - kept[:-1], counts)]
+        name = _numbered(hashes)
+        if not _is_tree(name, kept[:-1][counts > 0]):
+            name = _told_apart(name, counts, kept)
+        return _tree(name, counts, kept, units, block_tokens)
 
 
-def _segments(hashes: Integers, kept: Integers) -> tuple[Integers, Integers, Integers]:
-    """Offsets by request, segments, and blocks by segment."""
-    name, visits = _numbered(hashes)
-    starts = np.ones(len(hashes), dtype=bool)
-    shared = visits[name]
-    starts[1:] = shared[1:] != shared[:-1]
-    opens = kept[:-1][kept[:-1] < len(hashes)]
-    starts[opens] = True
-    first = np.flatnonzero(starts)
-    runs = np.diff(np.append(first, len(hashes)))
-    names = name[first]
-    size = np.zeros(len(visits), dtype=np.int64)
-    size[names] = runs
-    # hashes that mean other prefixes elsewhere belong to no tree; blocks alone are right for any of them
-    if bool((size[names] != runs).any()) or int(size.sum()) != int(np.count_nonzero(visits)):
-        size[:] = 1
-        first, names = np.arange(len(hashes)), name
-    dense = np.full(len(visits), -1, dtype=np.int64)
-    used = np.flatnonzero(size)
-    dense[used] = np.arange(len(used))
-    return np.searchsorted(first, kept, side="left"), dense[names], size[used]
-
-
-def _numbered(hashes: Integers) -> tuple[Integers, Integers]:
-    """Small numbers in place of hashes, and how often each number comes; some numbers may never come."""
+def _numbered(hashes: Integers) -> Numbers:
+    """Small numbers in place of hashes; some numbers may never come."""
     if len(hashes) and int(hashes.min()) >= 0 and int(hashes.max()) < _DENSE * len(hashes):
-        return hashes, np.bincount(hashes)
-    _, name, visits = np.unique(hashes, return_inverse=True, return_counts=True)
-    return name, visits
+        return hashes.astype(np.int32)
+    return np.unique(hashes, return_inverse=True)[1].astype(np.int32)
 
 
-def _packed(values: Integers, code: str = "q") -> array[int]:
-    packed = array(code)
-    packed.frombytes(np.ascontiguousarray(values, dtype=code).tobytes())
-    return packed
+def _is_tree(name: Numbers, opens: Integers) -> bool:
+    """Whether the same block comes before a block wherever it is; `opens` are the positions of first blocks."""
+    before = np.empty_like(name)
+    before[1:] = name[:-1]
+    before[opens] = -1
+    known = np.empty(int(name.max(initial=0)) + 1, dtype=np.int32)
+    known[name] = before
+    return bool((known[name] == before).all())
+
+
+def _told_apart(name: Numbers, counts: Integers, kept: Integers) -> Numbers:
+    """Numbers that are equal where the blocks and all that come before them are."""
+    apart, prefix = np.empty_like(name), np.zeros(len(counts), dtype=np.int64)
+    span, fresh = int(name.max(initial=0)) + 1, 0
+    for depth in range(int(counts.max(initial=0))):
+        rows = np.flatnonzero(counts > depth)
+        at = kept[rows] + depth
+        number = np.unique(prefix[rows] * span + name[at], return_inverse=True)[1] + fresh
+        fresh = int(number.max()) + 1
+        apart[at] = prefix[rows] = number
+    return apart
+
+
+def _tree(name: Numbers, counts: Integers, kept: Integers, units: int, block_tokens: int) -> Chains:
+    """The tree of prompts whose blocks have these numbers."""
+    visits = np.bincount(name).astype(np.int32)
+    shared = visits[name]
+    opens = kept[:-1][counts > 0]
+    is_open, starts = np.zeros(len(name), dtype=bool), np.zeros(len(name), dtype=bool)
+    is_open[opens] = True
+    starts[1:] = shared[1:] != shared[:-1]
+    starts |= is_open
+    first = np.flatnonzero(starts)
+    segment, count = _dense(name[first], len(visits))
+    opening = is_open[first]
+    runs = np.diff(first, append=len(name))
+    before = np.concatenate(([0], segment))[:-1]
+    before[opening] = 0
+    last = np.append(np.flatnonzero(opening)[1:], len(first))[: len(opens)] - 1
+    leaf = np.zeros(len(counts), dtype=np.int64)
+    leaf[counts > 0] = segment[last]
+
+    def by_segment(values: Integers) -> list[int]:
+        column = np.zeros(count + 1, dtype=np.int64)
+        column[segment] = values
+        listed: list[int] = column.tolist()
+        return listed
+
+    begun = np.repeat(opens, np.diff(np.append(np.flatnonzero(opening), len(first))))
+    return Chains(
+        leaf=leaf.tolist(),
+        parent=by_segment(before),
+        ends=by_segment((first + runs - begun) * units),
+        sizes=by_segment(runs * units),
+        block_tokens=block_tokens,
+    )
+
+
+def _dense(names: Numbers, span: int) -> tuple[Integers, int]:
+    """Numbers from 1 on without gaps in place of names below `span`, in their order, and how many there are."""
+    used = np.zeros(span, dtype=bool)
+    used[names] = True
+    numbers = np.cumsum(used)
+    return numbers[names], int(numbers[-1]) if span else 0

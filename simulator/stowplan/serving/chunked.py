@@ -119,7 +119,7 @@ class Chunked(Scheduler):
             if request < 0:
                 break
             length = core.length(request)
-            found = core.look_up(request, length)
+            found = core.look_up(request, length, due)
             blocks = -(-length // size) - found.pinned
             if core.free - due - blocks < core.reserve:
                 break

@@ -19,6 +19,8 @@ from stowplan.systems.serial import LayerPlaces, Price, SerialRun
 
 _TOLERANCE = 5e-4
 _EXACT = 1e-6
+_COMPANY = 2
+"""Attention is sampled on so many sequences: engines run one alone with another kernel, which `largest_error` tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,13 @@ def compile_step_time(
     base = tokens_alone(span.batch)
     body = _knots(lambda tokens: tokens_alone(tokens) + step_overhead_s, 1, span.tokens, 0.0)
     logits = _knots(lambda rows: tokens_alone(span.batch, rows) - base, 1, span.batch, _TOLERANCE * base)
-    without = price(Step(1, ((0, 1),), 0))
-    decode = _knots(lambda context: price(Step(1, ((context, 1),), 0)) - without, 1, span.context, _EXACT * without)
+    many = min(_COMPANY, span.batch)
+
+    def attends(context: int) -> float:
+        return price(Step(1, ((context, many),), 0)) / many
+
+    without = attends(0)
+    decode = _knots(lambda context: attends(context) - without, 1, span.context, _EXACT * without)
     compiled = StepTime(
         body=body,
         logits=((0, 0.0), *logits),

@@ -132,12 +132,12 @@ class Core:
             blocks -= cache.release(request, None if computed is None else computed // self.limits.block_tokens)
         self.free += blocks
 
-    def look_up(self, request: int, length: int) -> Found:
-        """What the prefix cache has of a prompt of `length` tokens."""
+    def look_up(self, request: int, length: int, due: int = 0) -> Found:
+        """What the prefix cache has of a prompt of `length` tokens when `due` more blocks have been taken."""
         cache = self.cache
         if cache is None:
             return NOTHING
-        cache.shrink(self.free, self.now)
+        cache.shrink(self.free - due, self.now)
         return cache.look_up(request, length, self.link_busy if cache.links else None)
 
     def admit(self, request: int, length: int, found: Found, blocks: int) -> None:

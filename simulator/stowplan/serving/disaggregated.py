@@ -8,6 +8,7 @@ blocks drops the sequence admitted last and computes its cache again itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, isfinite
@@ -15,10 +16,11 @@ from math import inf, isfinite
 import numpy as np
 
 from stowplan.errors import InputError
+from stowplan.serving.ahead import AheadCore, parts_of
 from stowplan.serving.continuous import Continuous
 from stowplan.serving.core import Core
 from stowplan.serving.limits import Limits
-from stowplan.serving.outcome import Record, Replay
+from stowplan.serving.outcome import Record, Replay, Watch
 from stowplan.serving.queues import Pool
 from stowplan.serving.replay import runnable_rows
 from stowplan.serving.requests import Requests
@@ -29,11 +31,12 @@ from stowplan.serving.units import Unit, run_units
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The engines of one kind: how many, what a step costs, and what each may hold."""
+    """The engines of one kind: how many, what a step costs, what each may hold, and whether they schedule ahead."""
 
     engines: int
     step_time: StepTime
     limits: Limits
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,9 @@ class Handover:
             raise InputError("handover: needs times of 0 or more")
 
 
-def replay_disaggregated(requests: Requests, prompts: Stage, decodes: Stage, handover: Handover) -> Replay:
+def replay_disaggregated(
+    requests: Requests, prompts: Stage, decodes: Stage, handover: Handover, watch: Watch | None = None
+) -> Replay:
     """Replay requests through prompt engines and decode engines; each takes the request for the least busy one.
 
     Answers of one token end on the prompt engine. Prompt engines come first in the result's `engines`.
@@ -75,6 +80,8 @@ def replay_disaggregated(requests: Requests, prompts: Stage, decodes: Stage, han
     _, runnable, longest = runnable_rows(requests.take(np.flatnonzero(fits)), decodes.limits)
     rows = np.flatnonzero(fits)
     pair = _Pair(runnable, prompts, decodes, handover, longest)
+    if watch is not None:
+        watch(pair.started)
     pair.run()
     return pair.record(requests, rows)
 
@@ -83,9 +90,16 @@ class _HoldingCore(Core):
     """A prompt engine, whose sequences keep their blocks until they are told to let go."""
 
     def __init__(
-        self, prompt: list[int], output: list[int], waiting: Pool, stage: Stage, tables: StepTables, beside: Core | None
+        self,
+        prompt: list[int],
+        output: list[int],
+        waiting: Pool,
+        tables: StepTables,
+        limits: Limits,
+        *,
+        beside: Core | None = None,
     ) -> None:
-        super().__init__(prompt, output, waiting, tables, stage.limits, beside=beside)
+        super().__init__(prompt, output, waiting, tables, limits, beside=beside)
         self.held: dict[int, int] = {}
         self.done: list[int] = []
 
@@ -94,6 +108,10 @@ class _HoldingCore(Core):
         del computed
         self.held[request] = self.limits.blocks(cached)
         self.done.append(request)
+
+
+class _HoldingAheadCore(_HoldingCore, AheadCore):
+    """One that schedules ahead."""
 
 
 class _Prompts(Continuous):
@@ -164,21 +182,29 @@ class _Pair:
         self._prompt, self._output = requests.prompt_tokens.tolist(), requests.output_tokens.tolist()
         self._next = 0
         keys = [0] * len(requests)
-        tables = StepTables(prompts.step_time, longest, prompts.limits)
-        self._prompts: list[Unit] = []
         ones = [1] * len(requests)
+        tables, (_, pool) = StepTables(prompts.step_time, longest, prompts.limits), parts_of(ahead=prompts.ahead)
+        holding = _HoldingAheadCore if prompts.ahead else _HoldingCore
+        self._prompts: list[Unit] = []
         for _ in range(prompts.engines):
             beside = self._prompts[0].core if self._prompts else None
-            holding = _HoldingCore(self._prompt, ones, Pool(self._arrival, keys), prompts, tables, beside)
-            self._prompts.append(Unit(_Prompts(holding)))
-        tables = StepTables(decodes.step_time, longest, decodes.limits)
+            waiting = pool(self._arrival, keys)
+            here = holding(self._prompt, ones, waiting, tables, prompts.limits, beside=beside)
+            self._prompts.append(Unit(_Prompts(here)))
+        tables, (kind, pool) = StepTables(decodes.step_time, longest, decodes.limits), parts_of(ahead=decodes.ahead)
         self._decodes: list[Unit] = []
         for _ in range(decodes.engines):
             beside = self._decodes[0].core if self._decodes else None
-            core = Core(self._prompt, self._output, Pool(self._arrival, keys), tables, decodes.limits, beside=beside)
+            waiting = pool(self._arrival, keys)
+            core = kind(self._prompt, self._output, waiting, tables, decodes.limits, beside=beside)
             self._decodes.append(Unit(_Decodes(core, self)))
         self._prompt_engine = [-1] * len(requests)
         self._engine = np.full(len(requests), -1, dtype=np.int64)
+
+    @property
+    def started(self) -> Sequence[float]:
+        """Seconds at which every prompt was first scheduled."""
+        return self._prompts[0].core.started
 
     def run(self) -> None:
         """Run to the end."""

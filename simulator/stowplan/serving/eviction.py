@@ -2,120 +2,114 @@
 
 A conversation's end is useless without its beginning, so callers hand segments in from the end of a prompt to its
 beginning, and every policy keeps that order among segments that were handed in together.
+
+A segment is not taken out when it is used: it is handed in once more when the use has ended, and what was noted of it
+before is skipped when its turn comes.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from typing import Literal, Protocol
 
 EvictionName = Literal["lru", "cost"]
-Ranges = tuple[tuple[int, int], ...]
-"""Ranges of blocks of a segment, in rising order and apart from each other; nearly always one."""
 
 
 class Shelf(Protocol):
-    """Segments that may go, each with the ranges of its blocks that are there.
+    """Segments in the order in which they go."""
 
-    Attributes:
-        worth: seconds that a block of the segment saved which `take_first` returned last; 0 where nobody asks.
+    def put(self, segment: int) -> None:
+        """The last use of a segment has ended."""
+
+    def first(self) -> int:
+        """The segment that goes first; there is one that is not in use."""
+
+    def drop(self) -> None:
+        """The segment that `first` just named is gone."""
+
+
+class LeastRecentlyUsed:
+    """The segment goes first whose last use ended the longest ago.
+
+    A queue holds every end of a use; all but the last one of a segment are skipped.
+
+    Args:
+        busy: by segment, whether it is in use; changed by others.
     """
 
-    worth: float
+    __slots__ = ("_busy", "_queue", "_times")
 
-    def __contains__(self, segment: object, /) -> bool: ...
+    def __init__(self, busy: Sequence[int]) -> None:
+        self._busy = busy
+        self._queue: deque[int] = deque()
+        self._times = [0] * len(busy)
 
-    def __getitem__(self, segment: int, /) -> Ranges: ...
-
-    def __len__(self) -> int: ...
-
-    def put(self, segment: int, ranges: Ranges, worth: float, /) -> None:
-        """A segment that is not there; `worth` is what a block of it saves, in seconds."""
-
-    def take(self, segment: int, /) -> Ranges:
-        """A segment that is there leaves; returns its ranges."""
-
-    def take_first(self) -> tuple[int, Ranges]:
-        """The segment that goes first leaves; there is one."""
-
-    def first(self) -> int:
-        """The segment that goes first."""
-
-
-class LeastRecentlyUsed(OrderedDict[int, Ranges]):
-    """The segment goes first whose last use is the longest ago."""
-
-    worth = 0.0
-
-    take = OrderedDict.pop
-
-    def put(self, segment: int, ranges: Ranges, worth: float, /) -> None:  # noqa: ARG002
+    def put(self, segment: int) -> None:
         """See `Shelf`."""
-        self[segment] = ranges
-
-    def take_first(self) -> tuple[int, Ranges]:
-        """See `Shelf`."""
-        return self.popitem(last=False)
+        queue = self._queue
+        if not queue or queue[-1] != segment:
+            queue.append(segment)
+            self._times[segment] += 1
 
     def first(self) -> int:
         """See `Shelf`."""
-        return next(iter(self))
+        queue, times, busy = self._queue, self._times, self._busy
+        segment = queue[0]
+        while times[segment] > 1 or busy[segment]:
+            times[segment] -= 1
+            queue.popleft()
+            segment = queue[0]
+        return segment
+
+    def drop(self) -> None:
+        """See `Shelf`."""
+        self._times[self._queue.popleft()] = 0
 
 
 class GreedyDual:
     """The segment goes first that is worth least, where worth fades as others go.
 
     Source: Cao and Irani, Cost-aware WWW proxy caching algorithms (USITS 1997), with seconds of computing per block as
-    cost over size. A beginning is worth at least what its end is, so that ends go first.
+    cost over size. Ends go first where a beginning is worth at least what its ends are.
+
+    Args:
+        busy: by segment, whether it is in use; changed by others.
+        worth: by segment, seconds that a block of it saves; changed by others.
     """
 
-    __slots__ = ("_count", "_heap", "_held", "_level", "worth")
+    __slots__ = ("_busy", "_count", "_heap", "_level", "_noted", "_worth")
 
-    def __init__(self) -> None:
+    def __init__(self, busy: Sequence[int], worth: Sequence[float]) -> None:
+        self._busy, self._worth = busy, worth
         self._heap: list[tuple[float, int, int]] = []
-        self._held: dict[int, tuple[tuple[float, int], float, Ranges]] = {}
-        self._level = self.worth = 0.0
+        self._noted: dict[int, int] = {}
+        self._level = 0.0
         self._count = 0
 
-    def __contains__(self, segment: object, /) -> bool:
-        return segment in self._held
-
-    def __getitem__(self, segment: int, /) -> Ranges:
-        return self._held[segment][2]
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def put(self, segment: int, ranges: Ranges, worth: float, /) -> None:
+    def put(self, segment: int) -> None:
         """See `Shelf`."""
         self._count += 1
-        priority = (self._level + worth, self._count)
-        self._held[segment] = priority, worth, ranges
-        heappush(self._heap, (*priority, segment))
-        if len(self._heap) > 4 * len(self._held) + 1024:  # entries of segments that were taken out since
-            self._heap = [(*entry[0], name) for name, entry in self._held.items()]
+        self._noted[segment] = self._count
+        heappush(self._heap, (self._level + self._worth[segment], self._count, segment))
+        if len(self._heap) > 4 * len(self._noted) + 1024:  # most are of earlier uses
+            self._heap = [entry for entry in self._heap if self._noted.get(entry[2]) == entry[1]]
             heapify(self._heap)
-
-    def take(self, segment: int, /) -> Ranges:
-        """See `Shelf`."""
-        _, self.worth, ranges = self._held.pop(segment)
-        return ranges
-
-    def take_first(self) -> tuple[int, Ranges]:
-        """See `Shelf`."""
-        segment = self.first()
-        self._level = self._held[segment][0][0]
-        return segment, self.take(segment)
 
     def first(self) -> int:
         """See `Shelf`."""
-        heap, held = self._heap, self._held
-        while heap[0][2] not in held or held[heap[0][2]][0] != heap[0][:2]:
+        heap, noted, busy = self._heap, self._noted, self._busy
+        while noted.get(heap[0][2]) != heap[0][1] or busy[heap[0][2]]:
             heappop(heap)
         return heap[0][2]
 
+    def drop(self) -> None:
+        """See `Shelf`."""
+        self._level, _, segment = heappop(self._heap)
+        del self._noted[segment]
 
-def make_shelf(name: EvictionName) -> Shelf:
+
+def make_shelf(name: EvictionName, busy: Sequence[int], worth: Sequence[float]) -> Shelf:
     """A shelf by the name of its policy: ``lru`` or ``cost``."""
-    return LeastRecentlyUsed() if name == "lru" else GreedyDual()
+    return LeastRecentlyUsed(busy) if name == "lru" else GreedyDual(busy, worth)

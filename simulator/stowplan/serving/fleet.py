@@ -15,13 +15,12 @@ from math import inf, isfinite
 import numpy as np
 
 from stowplan.errors import InputError
-from stowplan.serving.chains import Chains
-from stowplan.serving.core import Core
+from stowplan.serving.ahead import parts_of
 from stowplan.serving.limits import Limits
-from stowplan.serving.outcome import Record, Replay
+from stowplan.serving.outcome import Record, Replay, Watch
 from stowplan.serving.prefix_cache import PrefixCache
 from stowplan.serving.queues import Pool
-from stowplan.serving.replay import Caching, keys_of, policy_of, runnable_rows
+from stowplan.serving.replay import Caching, chains_of, keys_of, policy_of, replay, runnable_rows
 from stowplan.serving.requests import Requests
 from stowplan.serving.routers import RouterName, make_router
 from stowplan.serving.step_time import StepTime
@@ -61,13 +60,16 @@ def replay_fleet(
     router: RouterName = "least-loaded",
     migration: Migration | None = None,
     caching: Caching | None = None,
+    ahead: bool = False,
+    watch: Watch | None = None,
 ) -> Replay:
-    """Replay requests through equal engines behind a router.
+    """Replay requests through equal engines behind a router; one engine is replayed as it is without one.
 
     A router sees what a step does as soon as the step has begun.
 
     Args:
-        requests, step_time, limits, scheduler, caching: as for one engine, with caches and queues of their own.
+        requests, step_time, limits, scheduler, caching, ahead, watch: as for one engine; each has caches and a queue
+            of its own.
         engines: how many.
         router: who takes a request.
         migration: how sequences move; None where they stay.
@@ -78,27 +80,24 @@ def replay_fleet(
     """
     if not 1 <= engines <= 4096:
         raise InputError(f"engines: {engines}; give between 1 and 4096")
-    policy = policy_of(scheduler, limits, caching)
+    if engines == 1:
+        return replay(requests, step_time, limits, scheduler, caching, ahead=ahead, watch=watch)
+    policy = policy_of(scheduler, limits, caching, ahead=ahead)
     if policy.plain:
         raise InputError(f"scheduler: '{scheduler}' runs one engine only; try chunked or continuous")
     rows, runnable, longest = runnable_rows(requests, limits)
     tables = StepTables(step_time, longest, limits)
-    chains = None
-    if caching is not None and runnable.prefix is not None:
-        chains = Chains.from_blocks(runnable.prefix, runnable.prompt_tokens, limits.block_tokens)
+    chains = chains_of(runnable, limits, caching)
     keys = keys_of(runnable, policy.key)
     arrival = runnable.arrival_s.tolist()
     columns = runnable.prompt_tokens.tolist(), runnable.output_tokens.tolist()
+    kind, pool = parts_of(ahead=ahead)
+    room = inf if limits.max_waiting is None else limits.max_waiting
     units: list[Unit] = []
     for _ in range(engines):
-        core = Core(
+        core = kind(
             *columns,
-            Pool(
-                arrival,
-                keys,
-                room=inf if limits.max_waiting is None else limits.max_waiting,
-                patience_s=limits.patience,
-            ),
+            pool(arrival, keys, room=room, patience_s=limits.patience),
             tables,
             limits,
             beside=units[0].core if units else None,
@@ -106,6 +105,8 @@ def replay_fleet(
             patience_s=limits.patience,
         )
         units.append(Unit(policy.make(core)))
+    if watch is not None:
+        watch(units[0].core.started)
     engine_of = _Fleet(units, arrival, router, migration).run()
     record = Record(requests, scheduler)
     for number, unit in enumerate(units):

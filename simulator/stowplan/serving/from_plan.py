@@ -31,7 +31,8 @@ class Engine:
         limits: paged cache and admission limits.
         cache_tokens: tokens of cache over all sequences.
         token_bytes: bytes of cache of one token over all layers; 0 where nobody asked.
-        host: use of host memory by weights and buffers; None where nobody asked.
+        host: use of host memory by weights, buffers and the full cache, those of a GPU that shares it included; None
+            where nobody asked.
     """
 
     step_time: StepTime
@@ -92,7 +93,7 @@ def engine_of(setup: Setup, plan: Plan, serving: Serving) -> Engine:
     token_bytes = sum(
         run.cache.token_bytes(layer) for layer in setup.model.layers if not isinstance(layer.mixer, Recurrence)
     )
-    return Engine(step_time, limits, tokens, token_bytes, memory.get(RAM))
+    return Engine(step_time, limits, tokens, token_bytes, _full_host(run, layers, memory, serving.max_running, tokens))
 
 
 def cache_tokens(
@@ -105,6 +106,27 @@ def cache_tokens(
     Raises:
         DoesNotFit: recurrent states alone do not fit.
     """
+    token, state = _cache_sizes(run, layers)
+    room: list[float] = []
+    for tier, size in token.items():
+        use = memory[tier]
+        margin = run.margin if tier != RAM else 0.0
+        left = use.capacity - margin - (use.used - use.parts.get("cache", 0.0)) - sequences * state.get(tier, 0.0)
+        room.append(_tokens(tier, left, size))
+    if run.unified and room:
+        host = _full_host(run, layers, memory, sequences, 0)
+        room.append(_tokens(RAM, host.capacity - host.used, sum(token.values())))
+    return int(min(room)) if room else 2**40
+
+
+def _tokens(tier: str, left: float, size: float) -> float:
+    if left < 0:
+        raise DoesNotFit(f"{tier} lacks {format_bytes(-left)} before the first token of cache", -left)
+    return left / size
+
+
+def _cache_sizes(run: LlamaCppRun, layers: Sequence[LayerPlaces]) -> tuple[dict[str, float], dict[str, float]]:
+    """Bytes by tier of a cached token, and of the recurrent states of a sequence."""
     cache: CacheFormat = run.cache
     token: dict[str, float] = {}
     state: dict[str, float] = {}
@@ -113,12 +135,16 @@ def cache_tokens(
             state[places.kv] = state.get(places.kv, 0.0) + state_bytes(layer.mixer)
         else:
             token[places.kv] = token.get(places.kv, 0.0) + cache.token_bytes(layer)
-    room: list[float] = []
-    for tier, size in token.items():
-        use = memory[tier]
-        margin = run.margin if tier != RAM else 0.0
-        left = use.capacity - margin - (use.used - use.parts.get("cache", 0.0)) - sequences * state.get(tier, 0.0)
-        if left < 0:
-            raise DoesNotFit(f"{tier} lacks {format_bytes(-left)} before the first token of cache", -left)
-        room.append(left / size)
-    return int(min(room)) if room else 2**40
+    return token, state
+
+
+def _full_host(
+    run: LlamaCppRun, layers: Sequence[LayerPlaces], memory: Mapping[str, MemoryUse], sequences: int, tokens: int
+) -> MemoryUse:
+    """Use of host memory with so many cached tokens; where a GPU shares it, all that the GPU holds counts as well."""
+    token, state = _cache_sizes(run, layers)
+    tiers = list(memory) if run.unified else [RAM]
+    host = memory[RAM]
+    before = sum(memory[tier].parts.get("cache", 0.0) for tier in tiers)
+    after = sum(tokens * token.get(tier, 0.0) + sequences * state.get(tier, 0.0) for tier in tiers)
+    return MemoryUse(used=host.used - before + after, capacity=host.capacity)

@@ -17,7 +17,7 @@ import numpy as np
 from stowplan.errors import NotExpressible
 from stowplan.models.model import Attention, LatentAttention, Layer
 from stowplan.ops import cached_tokens, visible_pairs
-from stowplan.plan import Plan
+from stowplan.plan import MemoryUse, Plan
 from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
 from stowplan.serving.from_plan import Engine
 from stowplan.serving.limits import Limits
@@ -73,7 +73,10 @@ def vllm_engine(setup: Setup, settings: VllmSettings) -> VllmEngine:
         max_batched_tokens=max(settings.max_num_batched_tokens, settings.max_num_seqs),
         watermark=traits.watermark,
     )
-    host = memory.uses(setup, settings.tensor_parallel, 0)[RAM]
+    uses = memory.uses(setup, settings.tensor_parallel, tokens)
+    host = uses[RAM]
+    if setup.machine.gpus[0].unified:
+        host = MemoryUse(used=host.used + uses["gpu0"].used, capacity=host.capacity)
     engine = Engine(compile_vllm(run, context, tokens), limits, tokens, token_bytes(setup.model, settings), host)
     return VllmEngine(
         engine,
@@ -124,7 +127,9 @@ def replay_pair(requests: Requests, prompts: VllmEngine, decodes: VllmEngine, ha
     Raises:
         InputError: see `stowplan.serving.disaggregated.replay_disaggregated`.
     """
-    first, second = (Stage(1, each.engine.step_time, each.engine.limits) for each in (prompts, decodes))
+    first, second = (
+        Stage(1, each.engine.step_time, each.engine.limits, ahead=each.ahead) for each in (prompts, decodes)
+    )
     return replay_disaggregated(requests, first, second, handover).seen_by_clients(prompts.request_s)
 
 

@@ -25,10 +25,11 @@ def steps_until(moment: float, now: float, step_s: float, half_growth: float, mo
     Step j ends at ``now + j (step_s + half_growth (j - 1))``. The root of the quadratic is a guess; the comparisons
     that decide are those of the times themselves.
     """
-    linear = step_s - half_growth
-    root = linear + sqrt(max(0.0, linear * linear + 4.0 * half_growth * (moment - now)))
-    guess = 2.0 * (moment - now) / root if root > 0.0 else 1.0
-    step = min(most, max(1, ceil(guess))) if guess < most else most
+    wait, linear = moment - now, step_s - half_growth
+    square = linear * linear + 4.0 * half_growth * wait
+    root = linear + sqrt(square) if square > 0.0 else linear
+    guess = 2.0 * wait / root if root > 0.0 else 1.0
+    step = most if guess >= most else ceil(guess) if guess > 1.0 else 1
     while step > 1 and now + (step - 1) * (step_s + half_growth * (step - 2)) >= moment:
         step -= 1
     while step < most and now + step * (step_s + half_growth * (step - 1)) < moment:

@@ -3,6 +3,9 @@
 A place is written ``NAME=SIZE``, or ``NAME=SIZE@RATE`` and ``NAME=SIZE@RATE+LATENCY`` where the machine's own figures
 are not meant: ``host=64GiB``, ``disk=1TB``, ``remote=10TB@25GB/s+1ms``. Blocks from the disk and from a remote store
 pass host memory and the GPU's link; what weights occupy of a link is left out by the replay.
+
+Where GPU and CPU share one memory, blocks in host memory lie beside the GPU's share of it: they take what model and
+cache of the GPU leave. A copy reads and writes them in that memory, and contends with the weights for it.
 """
 
 from __future__ import annotations
@@ -67,13 +70,14 @@ def tiers_of(
         setup: the machine and its figures.
         places: what the user wants, each name at most once.
         block_bytes: bytes of one block of cache over all layers on one GPU.
-        host: what weights and buffers use of host memory; None where nobody knows, and only the system's share is kept.
+        host: use of host memory by weights, buffers and cache, those of a GPU that shares it included; None where
+            nobody knows, and only the system's share is kept.
         gpus: GPUs that each keep such a part of every block, and copy it over a link of their own.
 
     Raises:
         InputError: a place twice or without room for one block, a machine without GPU or disk, a model without cache,
             or a disk that is smaller than what is wanted of it.
-        DoesNotFit: host memory has no such room beside the weights.
+        DoesNotFit: host memory has no such room beside weights and cache.
     """
     names = [place.name for place in places]
     if len(set(names)) != len(names):
@@ -93,17 +97,12 @@ def _tier(setup: Setup, place: Place, block_bytes: float, host: MemoryUse | None
             f"--kv-tier {place.name}: {format_bytes(place.size)} is less than one block of {format_bytes(whole)}; "
             f"give more"
         )
-    if machine.gpus[0].unified:
-        link, up, down = "host.dram", figures.value("host.dram"), figures.value("host.dram")
-    else:
-        link, up, down = "gpu0.h2d", figures.value("gpu0.h2d.pinned"), figures.value("gpu0.d2h.pinned")
+    link, up, down = "gpu0.h2d", figures.value("gpu0.h2d.pinned"), figures.value("gpu0.d2h.pinned")
+    landing = up
+    if machine.gpus[0].unified:  # what comes from outside is written once and is then where the GPU reads
+        link, landing = "gpu0.hbm", figures.value("host.dram")
     if place.name == "host":
-        used = machine.reserved.value if host is None else host.used
-        lack = used + place.size - (machine.memory.capacity.value if host is None else host.capacity)
-        if lack > 0.0:
-            raise DoesNotFit(
-                f"--kv-tier host: {machine.name} lacks {format_bytes(lack)} of memory for it beside the weights", lack
-            )
+        _check_host(setup, place, host)
         read = {link: block_bytes / up if place.rate is None else whole / place.rate}
         write = block_bytes / down if place.rate is None else whole / place.rate
     elif place.name == "disk":
@@ -112,13 +111,29 @@ def _tier(setup: Setup, place: Place, block_bytes: float, host: MemoryUse | None
         disk = machine.disks[0]
         if place.size > disk.capacity.value:
             raise InputError(f"--kv-tier disk: {disk.name} holds {format_bytes(disk.capacity.value)}; ask for less")
-        read = {"disk.read": whole / (place.rate or figures.value("disk.read")), link: block_bytes / up}
+        read = {"disk.read": whole / (place.rate or figures.value("disk.read")), link: block_bytes / landing}
         write = whole / (place.rate or figures.value("disk.write"))
     else:
         assert place.rate is not None
-        read = {"network": whole / place.rate, link: block_bytes / up}
+        read = {"network": whole / place.rate, link: block_bytes / landing}
         write = whole / place.rate
     latency = place.latency_s
     if latency is None:
         latency = figures.value("disk.latency") if place.name == "disk" else 0.0
     return Tier(place.name, int(place.size // whole), read, write, latency)
+
+
+def _check_host(setup: Setup, place: Place, host: MemoryUse | None) -> None:
+    machine = setup.machine
+    used = machine.reserved.value if host is None else host.used
+    left = (machine.memory.capacity.value if host is None else host.capacity) - used
+    if place.size <= left:
+        return
+    beside = "beside weights and cache in RAM"
+    if machine.gpus[0].unified:
+        beside = "beside model and cache of the GPU, which shares it"
+    raise DoesNotFit(
+        f"--kv-tier host: {format_bytes(place.size)} is more than the {format_bytes(max(0.0, left))} of memory that "
+        f"{machine.name} has left {beside}; ask for less",
+        place.size - left,
+    )

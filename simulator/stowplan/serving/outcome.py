@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -152,6 +152,11 @@ class Replay:
     def leaked_blocks(self) -> int:
         """Blocks in use after the last request; 0 always."""
         return sum(abs(engine.leaked_blocks) for engine in self.engines)
+
+
+Watch = Callable[[Sequence[float]], None]
+"""Called when a replay begins, with the seconds at which every request that can run is first scheduled, as they are
+filled in: an array of doubles, not a number where it has not been yet."""
 
 
 class Record:

@@ -10,7 +10,6 @@ a step computes and copies at the same time, layer by layer.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +19,8 @@ from stowplan.serving.tables import StepTables
 from stowplan.serving.tiers import Hierarchy, Tier, Traffic
 
 _SAMPLES = 1024
+_ALWAYS = 1 << 62
+"""Users of the root, which is in use whoever comes and goes."""
 
 
 class Found(NamedTuple):
@@ -46,6 +47,10 @@ NOTHING = Found(0, 0)
 class PrefixCache:
     """Blocks of prompts on the GPU and below it.
 
+    A segment counts who uses it: the running sequences whose prompts end with it, and the segments behind it that are
+    in use. So a prompt that comes or goes touches only its own end, up to the first segment that others use as well,
+    and what is in use is always there as a whole.
+
     Args:
         chains: segments of every prompt.
         tables: what computing costs.
@@ -62,31 +67,24 @@ class PrefixCache:
     def __init__(
         self, chains: Chains, tables: StepTables, tiers: Sequence[Tier] = (), eviction: EvictionName = "lru"
     ) -> None:
-        self._offsets, self._segments, self._sizes = chains.offsets, chains.segments, chains.sizes
+        self._leaf, self._parent, self._ends, self._sizes = chains.leaf, chains.parent, chains.ends, chains.sizes
+        self._own_leaves = False
         self._block = chains.block_tokens
         self._tables = tables
-        self._below = Hierarchy(tiers, eviction, len(chains.sizes)) if tiers else None
-        # arrays, not lists: what is looked up at random fits into the processor's cache
-        self._present = array("i", bytes(4 * len(self._sizes)))
-        self._holders = array("i", bytes(4 * len(self._sizes)))
-        self._loose = make_shelf(eviction)
+        count = len(self._sizes)
+        self._missing = list(self._sizes)
+        self._users = [0] * count
+        self._users[0] = _ALWAYS
         self._costly = eviction == "cost"
-        self._worth: dict[int, float] = {}
-        self._detached: set[int] = set()
+        self._worth = [0.0] * count
+        self._loose = make_shelf(eviction, self._users, self._worth)
+        self._below = Hierarchy(tiers, eviction, self._worth) if tiers else None
         self.links = tuple(dict.fromkeys(name for tier in tiers for name in tier.read))
         self.loose_blocks = 0
         self.hits = [0] * (1 + len(tiers))
         self.looked_up = 0
-        self._taken, self._sample_at, self._stride = 0, 1, 1
+        self._until_sample = self._stride = 1
         self.samples: list[tuple[float, ...]] = []
-
-    def _sample(self, now: float, free: int) -> None:
-        """Note what is where; twice as seldom each time that the notes have become many."""
-        if len(self.samples) >= _SAMPLES:
-            self.samples = self.samples[1::2]
-            self._stride *= 2
-        self._sample_at = self._taken + self._stride
-        self.samples.append((now, free, *self.held))
 
     @property
     def traffic(self) -> list[Traffic]:
@@ -103,18 +101,19 @@ class PrefixCache:
         over = self.loose_blocks - free
         if over <= 0:
             return
-        loose, present, below, worth = self._loose, self._present, self._below, self._worth
+        loose, missing, sizes, below = self._loose, self._missing, self._sizes, self._below
         self.loose_blocks = free
         while over > 0:
             segment = loose.first()
-            end = present[segment]
-            going = over if over < end else end
-            over -= going
-            present[segment] = end - going
-            if going == end:
-                loose.take_first()
-            if below is not None:
-                below.put(segment, end - going, end, worth[segment] if worth else 0.0, now)
+            end = sizes[segment] - missing[segment]
+            start = end - over
+            if start <= 0:
+                start = 0
+                loose.drop()
+            over -= end - start
+            missing[segment] += end - start
+            if below is not None and end:
+                below.put(segment, start, end, now)
 
     def look_up(self, request: int, length: int, busy: Callable[[int], Sequence[float]] | None = None) -> Found:
         """What is there for a prompt of `length` tokens; `shrink` has been called.
@@ -124,58 +123,49 @@ class PrefixCache:
             length: tokens to process, those that it generated before it was preempted included.
             busy: seconds that weights occupy each of `links` in a step of so many tokens; None for none.
         """
-        if self._detached and request in self._detached:
-            return NOTHING
-        blocks, pinned, stopped = self._scan(self._chain(request))
+        users, parent, missing, ends = self._users, self._parent, self._missing, self._ends
+        segment = leaf = self._leaf[request]
+        broken = 0
+        while not users[segment]:
+            if missing[segment]:
+                broken = segment
+            segment = parent[segment]
+        pinned = ends[segment]
+        blocks = ends[broken] - missing[broken] if broken else ends[leaf]
         most, below = (length - 1) // self._block, self._below
-        if below is not None and stopped >= 0 and blocks < most and below.find(stopped, self._present[stopped])[0] >= 0:
-            return self._with_loads(request, stopped, blocks, pinned, length, busy)
+        if below is not None and broken and blocks < most and below.copies[broken]:
+            return self._with_loads(leaf, broken, blocks, pinned, length, busy)
         return Found(min(blocks, most) * self._block, pinned)
-
-    def _chain(self, request: int) -> array[int]:
-        return self._segments[self._offsets[request] : self._offsets[request + 1]]
-
-    def _scan(self, chain: array[int]) -> tuple[int, int, int]:
-        """Blocks of a prompt on the GPU, those of them that are held, and the first segment that is not whole or -1."""
-        blocks = pinned = 0
-        present, holders, sizes = self._present, self._holders, self._sizes
-        for segment in chain:
-            there = present[segment]
-            if there:
-                blocks += there
-                if holders[segment]:
-                    pinned += there
-            if there < sizes[segment]:
-                return blocks, pinned, segment
-        return blocks, pinned, -1
 
     def _with_loads(
         self,
-        request: int,
-        stopped: int,
+        leaf: int,
+        broken: int,
         blocks: int,
         pinned: int,
         length: int,
         busy: Callable[[int], Sequence[float]] | None,
     ) -> Found:
         """The best of what lower tiers add, from the first segment on that the GPU has not whole."""
-        below, last = self._below, self._offsets[request + 1]
+        below = self._below
         assert below is not None
-        position = self._segments.index(stopped, self._offsets[request], last)
+        path = [leaf]
+        while path[-1] != broken:
+            path.append(self._parent[path[-1]])
         most, size = (length - 1) // self._block, self._block
         runs: list[tuple[int, int, int]] = []
-        there, end = blocks, self._present[self._segments[position]]
-        while position < last and there < most:
-            segment = self._segments[position]
-            level, until = below.find(segment, end)
+        there, end = blocks, self._sizes[broken] - self._missing[broken]
+        while path and there < most:
+            level, until = below.find(path[-1], end)
             if level < 0:
                 break
             until = min(until, end + most - there)
-            runs.append((level, segment, until - end))
+            runs.append((level, path[-1], until - end))
             there += until - end
             end = until
-            if end == self._sizes[segment]:
-                position, end = position + 1, 0
+            if end == self._sizes[path[-1]]:
+                path.pop()
+                end = 0
         best = Found(blocks * size, pinned)
         least, link_s, latency = self._alone(best, length, busy), [0.0] * len(self.links), 0.0
         found = blocks
@@ -200,8 +190,8 @@ class PrefixCache:
         occupied = busy(tokens) if busy else (0.0,) * len(found.link_s)
         return found.latency_s + max(compute, *(s + o for s, o in zip(found.link_s, occupied, strict=True)))
 
-    def admit(self, request: int, length: int, room: int, now: float, free: int) -> int:
-        """`look_up` and `take` in one where nothing has to be loaded, for a caller in a hurry.
+    def admit(self, request: int, length: int, room: int, now: float, free: int) -> tuple[int, int] | None:
+        """`look_up` and `take` in one walk, for the calm case: there is room anyhow, and nothing to load.
 
         Args:
             request, length: the prompt.
@@ -209,44 +199,45 @@ class PrefixCache:
             now, free: as `take` has them.
 
         Returns:
-            ``tokens << 32 | pinned`` of what was found; -1 where there is no room; -2 where the prompt is better looked
-            up, since some of it lies in a lower tier or it shares nothing any more.
+            Tokens that need no computing, and blocks that running sequences hold already; None where the prompt has to
+            be looked up, and nothing was changed.
         """
-        if self._detached and request in self._detached:
-            return -2
-        chain = self._chain(request)
-        blocks, pinned, stopped = self._scan(chain)
-        if stopped >= 0 and self._below is not None and self._below.copies[stopped]:
-            return -2
-        if -(-length // self._block) - pinned > room:
-            return -1
-        most = (length - 1) // self._block
-        tokens = (blocks if blocks < most else most) * self._block
+        size, below = self._block, self._below
+        if (length + size - 1) // size > room:
+            return None
+        leaf = self._leaf[request]
+        if below is not None and self._lies_below(leaf, below.copies):
+            return None
+        users, parent, missing, ends = self._users, self._parent, self._missing, self._ends
+        segment, blocks, gone = leaf, ends[leaf], 0
+        while not users[segment]:
+            users[segment] = 1
+            lack = missing[segment]
+            if lack:
+                gone += lack
+                blocks = ends[segment] - lack
+                missing[segment] = 0
+            segment = parent[segment]
+        users[segment] += 1
+        pinned = ends[segment]
+        self.loose_blocks -= ends[leaf] - pinned - gone
+        most = (length - 1) // size
+        tokens = (blocks if blocks < most else most) * size
         self.hits[0] += tokens
-        self._note(length, now, free)
-        self._pin(chain)
-        return tokens << 32 | pinned
-
-    def _note(self, length: int, now: float, free: int) -> None:
-        """A prompt of `length` tokens was admitted."""
         self.looked_up += length
-        self._taken += 1
-        if self._taken >= self._sample_at:
+        self._until_sample -= 1
+        if not self._until_sample:
             self._sample(now, free)
+        return tokens, pinned
 
-    def _pin(self, chain: array[int]) -> None:
-        """One more sequence holds these segments, which are all on the GPU from now on."""
-        present, holders, sizes, remove = self._present, self._holders, self._sizes, self._loose.take
-        for segment in chain:
-            if holders[segment]:
-                holders[segment] += 1
-                continue
-            there = present[segment]
-            if there:
-                remove(segment)
-                self.loose_blocks -= there
-            present[segment] = sizes[segment]
-            holders[segment] = 1
+    def _lies_below(self, segment: int, copies: list[int]) -> bool:
+        """Whether a lower tier has some of what the GPU lacks of a prompt."""
+        users, parent, missing = self._users, self._parent, self._missing
+        while not users[segment]:
+            if missing[segment] and copies[segment]:
+                return True
+            segment = parent[segment]
+        return False
 
     def take(self, request: int, length: int, found: Found, now: float, free: int) -> None:
         """The prompt is admitted: all of its whole blocks are its own or shared from now on.
@@ -256,7 +247,10 @@ class PrefixCache:
             found: what `look_up` said of it.
             now, free: moment and free blocks, which are noted every now and then.
         """
-        self._note(length, now, free)
+        self.looked_up += length
+        self._until_sample -= 1
+        if not self._until_sample:
+            self._sample(now, free)
         loaded = 0
         if found.loads:
             assert self._below is not None
@@ -265,8 +259,21 @@ class PrefixCache:
                 self.hits[1 + level] += blocks * self._block
                 loaded += blocks
         self.hits[0] += found.tokens - loaded * self._block
-        if not (self._detached and request in self._detached):
-            self._pin(self._chain(request))
+        users, missing, segment = self._users, self._missing, self._leaf[request]
+        while not users[segment]:
+            users[segment] = 1
+            self.loose_blocks -= self._sizes[segment] - missing[segment]
+            missing[segment] = 0
+            segment = self._parent[segment]
+        users[segment] += 1
+
+    def _sample(self, now: float, free: int) -> None:
+        """Note what is where; twice as seldom each time that the notes have become many."""
+        if len(self.samples) >= _SAMPLES:
+            self.samples = self.samples[1::2]
+            self._stride *= 2
+        self._until_sample = self._stride
+        self.samples.append((now, free, *self.held))
 
     def release(self, request: int, computed: int | None = None) -> int:
         """The sequence gives its blocks back: those of its prompt stay until somebody needs the room.
@@ -280,39 +287,40 @@ class PrefixCache:
         Returns:
             Blocks that others go on holding.
         """
-        if self._detached and request in self._detached:
-            return 0
-        present, holders, sizes, put = self._present, self._holders, self._sizes, self._loose.put
-        chain = self._chain(request)
-        worth = self._worth_of(chain) if self._costly else 0.0
-        kept, loose = 0, 0
-        behind = 0 if computed is None else sum(sizes[segment] for segment in chain)
-        for segment in reversed(chain):
-            if computed is not None:
-                behind -= sizes[segment]
-            if holders[segment] > 1:
-                holders[segment] -= 1
-                kept += sizes[segment]
-                continue
-            holders[segment] = 0
-            if computed is not None:
-                present[segment] = min(sizes[segment], max(0, computed - behind))
-                if not present[segment]:
-                    continue
-            loose += present[segment]
-            put(segment, (), worth)
-            if self._costly:
-                self._worth[segment] = worth
-        self.loose_blocks += loose
+        users, parent, ends, put = self._users, self._parent, self._ends, self._loose.put
+        segment = leaf = self._leaf[request]
+        empty = 0 if computed is None else self._forget(leaf, computed)
+        if self._costly:
+            self._appraise(leaf)
+        while users[segment] == 1:
+            users[segment] = 0
+            put(segment)
+            segment = parent[segment]
+        users[segment] -= 1
+        kept = ends[segment]
+        self.loose_blocks += ends[leaf] - kept - empty
         return kept
 
-    def detach(self, request: int) -> None:
-        """The sequence shares nothing from now on: its cache was copied away and comes back as its own."""
-        self._detached.add(request)
+    def _forget(self, segment: int, computed: int) -> int:
+        """Nothing is in the blocks behind the first `computed` that nobody else uses; returns how many these are."""
+        empty = 0
+        while self._users[segment] == 1 and self._ends[segment] > computed:
+            self._missing[segment] = min(self._sizes[segment], self._ends[segment] - computed)
+            empty += self._missing[segment]
+            segment = self._parent[segment]
+        return empty
 
-    def _worth_of(self, chain: array[int]) -> float:
-        """Seconds of computing per block at the end of a prompt."""
-        blocks = sum(self._sizes[segment] for segment in chain)
+    def detach(self, request: int) -> None:
+        """The sequence, which holds nothing, shares nothing from now on: its cache comes back as its own."""
+        if not self._own_leaves:
+            self._leaf, self._own_leaves = list(self._leaf), True  # other caches over the same prompts keep theirs
+        self._leaf[request] = 0
+
+    def _appraise(self, segment: int) -> None:
+        """A prompt ends here: all of its blocks save what its last one does, at least."""
         tables, size = self._tables, self._block
         whole = len(tables.body) - 1
-        return tables.body[whole] / whole * size + tables.chunk_attention(size, blocks * size)
+        worth = tables.body[whole] / whole * size + tables.chunk_attention(size, self._ends[segment] * size)
+        while segment and self._worth[segment] < worth:
+            self._worth[segment] = worth
+            segment = self._parent[segment]

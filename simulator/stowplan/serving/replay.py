@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import InputError, UnknownName
-from stowplan.serving.ahead import AheadCore
+from stowplan.serving.ahead import parts_of
 from stowplan.serving.chains import Chains
 from stowplan.serving.chunked import Chunked
 from stowplan.serving.continuous import Continuous
@@ -18,7 +18,7 @@ from stowplan.serving.core import Core
 from stowplan.serving.eviction import EvictionName
 from stowplan.serving.fair import Fair, FairQueue
 from stowplan.serving.limits import Limits
-from stowplan.serving.outcome import Record, Replay
+from stowplan.serving.outcome import Record, Replay, Watch
 from stowplan.serving.prefix_cache import PrefixCache
 from stowplan.serving.queues import FirstCome, Pool, Sorted, WaitingQueue
 from stowplan.serving.requests import Requests
@@ -79,6 +79,7 @@ def replay(
     caching: Caching | None = None,
     *,
     ahead: bool = False,
+    watch: Watch | None = None,
 ) -> Replay:
     """Replay requests through one engine; the same arguments give the same result to the last bit.
 
@@ -89,38 +90,37 @@ def replay(
         scheduler: one of `list_schedulers`.
         caching: prefix cache; None for none. Requests whose blocks are unknown share nothing.
         ahead: whether the engine schedules every step while the one before it runs; see `stowplan.serving.ahead`.
+        watch: told when it begins; None for nobody.
 
     Raises:
         UnknownName: no such scheduler.
         InputError: a request that could run is longer than 2^24 tokens, priorities are missing, or the scheduler knows
-            no prefix cache, queue limits or time-outs.
+            no prefix cache, queue limits or time-outs, or does not schedule ahead.
     """
-    policy = policy_of(scheduler, limits, caching)
+    policy = policy_of(scheduler, limits, caching, ahead=ahead)
     rows, runnable, longest = runnable_rows(requests, limits)
     tables = StepTables(step_time, longest, limits)
-    cache = None
-    if caching is not None and runnable.prefix is not None:
-        chains = Chains.from_blocks(runnable.prefix, runnable.prompt_tokens, limits.block_tokens)
-        cache = PrefixCache(chains, tables, caching.tiers, caching.eviction)
-    queue = queue_of(runnable, limits, policy.key)
-    make = AheadCore.behind if ahead else Core
-    core = make(
+    chains = chains_of(runnable, limits, caching)
+    cache = PrefixCache(chains, tables, caching.tiers, caching.eviction) if caching and chains else None
+    kind, pool = parts_of(ahead=ahead)
+    core = kind(
         runnable.prompt_tokens.tolist(),
         runnable.output_tokens.tolist(),
-        queue,
+        queue_of(runnable, limits, policy.key, pool if ahead else None),
         tables,
         limits,
         cache=cache,
         patience_s=limits.patience,
     )
+    if watch is not None:
+        watch(core.started)
     policy.make(core).run()
-    core.waiting = queue  # who gave up is in the queue's own account
     record = Record(requests, scheduler)
     record.add(core, rows, caching.tiers if caching is not None else ())
     return record.result()
 
 
-def policy_of(scheduler: str, limits: Limits, caching: Caching | None) -> Policy:
+def policy_of(scheduler: str, limits: Limits, caching: Caching | None, *, ahead: bool = False) -> Policy:
     """A scheduler by its name, where it can do what is asked.
 
     Raises:
@@ -131,6 +131,8 @@ def policy_of(scheduler: str, limits: Limits, caching: Caching | None) -> Policy
     policy = _SCHEDULERS[scheduler]
     if policy.plain and (caching is not None or limits.max_waiting is not None or limits.patience_s is not None):
         raise InputError(f"scheduler: '{scheduler}' knows no prefix cache, queue limit or time-out; try chunked")
+    if policy.plain and ahead:
+        raise InputError(f"scheduler: '{scheduler}' fills no step ahead of time; try chunked")
     return policy
 
 
@@ -146,6 +148,21 @@ def runnable_rows(requests: Requests, limits: Limits) -> tuple[NDArray[np.int64]
     if longest > LONGEST_REQUEST:
         raise InputError(f"requests: one has {longest} tokens; a replay takes up to {LONGEST_REQUEST}")
     return rows, requests if len(rows) == len(requests) else requests.take(rows), longest
+
+
+def chains_of(requests: Requests, limits: Limits, caching: Caching | None) -> Chains | None:
+    """Which prompts begin alike, in blocks of the engine's size; None without a cache, or where nobody knows.
+
+    Raises:
+        InputError: the engine's blocks are no whole number of the trace's, nor the other way round.
+    """
+    prefix = requests.prefix
+    if caching is None or prefix is None:
+        return None
+    count, rest = divmod(limits.block_tokens, prefix.block_tokens)
+    if count > 1 and not rest:
+        prefix = prefix.joined(count)
+    return Chains.from_blocks(prefix, requests.prompt_tokens, limits.block_tokens)
 
 
 def keys_of(requests: Requests, key: str) -> list[int]:
@@ -164,8 +181,8 @@ def keys_of(requests: Requests, key: str) -> list[int]:
     return [0] * len(requests)
 
 
-def queue_of(requests: Requests, limits: Limits, key: str) -> WaitingQueue:
-    """The queue that a scheduler takes requests from.
+def queue_of(requests: Requests, limits: Limits, key: str, pool: type[Pool] | None = None) -> WaitingQueue:
+    """The queue that a scheduler takes requests from: the fastest that can do what is asked, or a given kind of pool.
 
     Raises:
         InputError: priorities are missing.
@@ -174,7 +191,7 @@ def queue_of(requests: Requests, limits: Limits, key: str) -> WaitingQueue:
     if key == "client":
         clients = np.arange(len(requests)) if requests.client is None else requests.client
         return FairQueue(arrival, clients.tolist())
-    if limits.max_waiting is not None or limits.patience_s is not None:
+    if pool is not None or limits.max_waiting is not None or limits.patience_s is not None:
         room = inf if limits.max_waiting is None else limits.max_waiting
-        return Pool(arrival, keys_of(requests, key), range(len(arrival)), room, limits.patience)
+        return (pool or Pool)(arrival, keys_of(requests, key), range(len(arrival)), room, limits.patience)
     return Sorted(arrival, keys_of(requests, key)) if key else FirstCome(arrival)

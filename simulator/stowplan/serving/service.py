@@ -8,8 +8,8 @@ from stowplan.errors import InputError
 from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
 from stowplan.serving.fleet import Migration, replay_fleet
 from stowplan.serving.from_plan import Engine
-from stowplan.serving.outcome import Replay
-from stowplan.serving.replay import Caching, replay
+from stowplan.serving.outcome import Replay, Watch
+from stowplan.serving.replay import Caching
 from stowplan.serving.requests import Requests
 from stowplan.serving.routers import RouterName
 
@@ -26,7 +26,7 @@ class Service:
         prompt_engines: engines that only process prompts; 0 where every engine does both.
         router, migration: how requests are spread, and whether they move.
         handover: how caches get from prompt engines to decode engines.
-        ahead: whether an engine schedules a step while the one before it runs; only one engine alone is replayed so.
+        ahead: whether an engine schedules a step while the one before it runs.
         request_s: seconds that a request spends outside the scheduler.
     """
 
@@ -46,31 +46,32 @@ class Service:
         """Engines of all kinds."""
         return self.engines + self.prompt_engines
 
-    def replay(self, requests: Requests) -> Replay:
-        """Replay requests, as clients see them.
+    def replay(self, requests: Requests, watch: Watch | None = None) -> Replay:
+        """Replay requests, as clients see them; `watch` is told when it begins.
 
         Raises:
-            InputError: what the scheduler or the engines cannot do; see `stowplan.serving.replay.replay`,
-                `stowplan.serving.fleet.replay_fleet` and `stowplan.serving.disaggregated.replay_disaggregated`.
+            InputError: what the scheduler or the engines cannot do; see `stowplan.serving.fleet.replay_fleet` and
+                `stowplan.serving.disaggregated.replay_disaggregated`.
         """
-        return self._replay(requests).seen_by_clients(self.request_s)
+        return self._replay(requests, watch).seen_by_clients(self.request_s)
 
-    def _replay(self, requests: Requests) -> Replay:
+    def _replay(self, requests: Requests, watch: Watch | None) -> Replay:
         step_time, limits = self.engine.step_time, self.engine.limits
         if self.prompt_engines:
             if self.caching is not None or self.migration is not None:
                 raise InputError("prompt engines: work without prefix cache and migration; leave one of them out")
-            prompts, decodes = (Stage(count, step_time, limits) for count in (self.prompt_engines, self.engines))
-            return replay_disaggregated(requests, prompts, decodes, self.handover)
-        if self.engines > 1:
-            return replay_fleet(
-                requests,
-                step_time,
-                limits,
-                self.scheduler,
-                engines=self.engines,
-                router=self.router,
-                migration=self.migration,
-                caching=self.caching,
-            )
-        return replay(requests, step_time, limits, self.scheduler, self.caching, ahead=self.ahead)
+            counts = self.prompt_engines, self.engines
+            prompts, decodes = (Stage(count, step_time, limits, ahead=self.ahead) for count in counts)
+            return replay_disaggregated(requests, prompts, decodes, self.handover, watch)
+        return replay_fleet(
+            requests,
+            step_time,
+            limits,
+            self.scheduler,
+            engines=self.engines,
+            router=self.router,
+            migration=self.migration,
+            caching=self.caching,
+            ahead=self.ahead,
+            watch=watch,
+        )

@@ -57,6 +57,19 @@ class StepTables:
         table = self.busy.get(name)
         return table[tokens] if table is not None else 0.0
 
+    def decode_piece(self, mean: float) -> tuple[float, float, float, float, list[float]]:
+        """The piece of decode attention at a mean context: where it begins and ends, and what it costs.
+
+        Returns:
+            Mean context from which and below which it holds, seconds per sequence and per cached token, and seconds of
+            a decode step by sequences that do not depend on the context.
+        """
+        piece, ends = 0, self.piece_ends
+        while mean >= ends[piece]:
+            piece += 1
+        begin = ends[piece - 1] if piece else 0.0
+        return begin, ends[piece], self.piece_sequence[piece], self.piece_token[piece], self.piece_fixed[piece]
+
     def decode_attention(self, batch: int, context: int) -> float:
         """Seconds of attention of `batch` decoding sequences with `context` cached tokens between them."""
         if not batch:

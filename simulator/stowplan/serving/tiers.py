@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from math import isfinite
 
 from stowplan.errors import InputError
-from stowplan.serving.eviction import EvictionName, Ranges, make_shelf
+from stowplan.serving.eviction import EvictionName, Shelf, make_shelf
+
+Ranges = tuple[tuple[int, int], ...]
+"""Ranges of blocks of a segment, in rising order and apart from each other; nearly always one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +52,99 @@ class Traffic:
     """Blocks that went through a tier.
 
     Attributes:
+        write_s_per_block: seconds per block written.
         read, written, dropped, evicted: blocks.
         peak: most blocks held at a time.
-        busy_s: seconds of writing.
     """
 
+    write_s_per_block: float
     read: int = 0
     written: int = 0
     dropped: int = 0
     evicted: int = 0
     peak: int = 0
-    busy_s: float = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of writing."""
+        return self.written * self.write_s_per_block
 
 
 class _Store:
-    """What a tier holds, and its account."""
+    """What a tier holds, and its account.
 
-    __slots__ = ("busy_until", "shelf", "tier", "traffic", "used")
+    Args:
+        tier: what it is.
+        below: where what leaves it goes; None for nowhere.
+        copies: by segment, in how many tiers there is something of it.
+        shelf: which segment goes first.
+    """
 
-    def __init__(self, tier: Tier, eviction: EvictionName) -> None:
-        self.tier, self.shelf = tier, make_shelf(eviction)
-        self.used, self.busy_until = 0, 0.0
-        self.traffic = Traffic()
+    __slots__ = (
+        "_below",
+        "_blocks",
+        "_busy_until",
+        "_copies",
+        "_patience_s",
+        "_write_s",
+        "held",
+        "shelf",
+        "traffic",
+        "used",
+    )
+
+    def __init__(self, tier: Tier, below: _Store | None, copies: list[int], shelf: Shelf) -> None:
+        self._below, self._blocks, self._patience_s = below, tier.blocks, tier.patience_s
+        self._copies, self.shelf, self.traffic = copies, shelf, Traffic(tier.write_s_per_block)
+        self.held: dict[int, Ranges] = {}
+        self.used, self._busy_until, self._write_s = 0, 0.0, tier.write_s_per_block
+
+    def put(self, segment: int, start: int, end: int, now: float) -> None:
+        """See `Hierarchy`."""
+        there, new = self.held.get(segment), end - start
+        if there is None:
+            ranges: Ranges = ((start, end),)
+        elif there[0][0] == end and len(there) == 1:  # the usual case: a segment leaves the tier above end first
+            ranges = ((start, there[0][1]),)
+        else:
+            new, ranges = _joined(there, start, end)
+            if not new:
+                return
+        too_large = ranges[-1][1] - ranges[0][0] > self._blocks and _count(ranges) > self._blocks
+        if too_large or self._busy_until > now + self._patience_s:
+            self.traffic.dropped += new
+            return
+        if there is None:
+            self._copies[segment] += 1
+        self.held[segment] = ranges
+        self.shelf.put(segment)
+        begin = self._busy_until if self._busy_until > now else now
+        self._busy_until = begin + new * self._write_s
+        traffic = self.traffic
+        traffic.written += new
+        self.used += new
+        if self.used > self._blocks:
+            traffic.peak = self._blocks
+            self._make_room(now)
+        elif self.used > traffic.peak:
+            traffic.peak = self.used
+
+    def _make_room(self, now: float) -> None:
+        """Part with segments until the others fit."""
+        shelf, below = self.shelf, self._below
+        while self.used > self._blocks:
+            going = shelf.first()
+            shelf.drop()
+            self._copies[going] -= 1
+            for first, last in self.held.pop(going)[::-1]:
+                self.used -= last - first
+                self.traffic.evicted += last - first
+                if below is not None:
+                    below.put(going, first, last, now)
 
 
 def _joined(held: Ranges, start: int, end: int) -> tuple[int, Ranges]:
     """Blocks of ``[start, end)`` that are new beside what is held, and all ranges together."""
-    if len(held) == 1 and held[0][0] == end:  # the usual case: a segment leaves the tier above end first
-        return end - start, ((start, held[0][1]),)
     new = end - start - sum(max(0, min(end, last) - max(start, first)) for first, last in held)
     apart = [each for each in held if each[1] < start or end < each[0]]
     for first, last in held:
@@ -85,22 +153,31 @@ def _joined(held: Ranges, start: int, end: int) -> tuple[int, Ranges]:
     return new, tuple(sorted([*apart, (start, end)]))
 
 
+def _count(ranges: Ranges) -> int:
+    return sum(last - first for first, last in ranges)
+
+
 class Hierarchy:
     """The tiers below the GPU, nearest first.
 
     Args:
         tiers: what they are.
         eviction: which segment goes first.
-        segments: number of segments.
+        worth: by segment, seconds that a block of it saves; changed by others.
 
     Attributes:
         copies: by segment, in how many tiers there is something of it.
     """
 
-    def __init__(self, tiers: Sequence[Tier], eviction: EvictionName, segments: int) -> None:
+    def __init__(self, tiers: Sequence[Tier], eviction: EvictionName, worth: Sequence[float]) -> None:
         self.tiers = tuple(tiers)
-        self.copies = [0] * segments
-        self._stores = [_Store(tier, eviction) for tier in tiers]
+        self.copies = [0] * len(worth)
+        never = bytes(len(worth))
+        stores: list[_Store] = []
+        for tier in reversed(self.tiers):
+            below = stores[-1] if stores else None
+            stores.append(_Store(tier, below, self.copies, make_shelf(eviction, never, worth)))
+        self._stores = stores[::-1]
 
     @property
     def traffic(self) -> list[Traffic]:
@@ -120,54 +197,17 @@ class Hierarchy:
             start: blocks of it that are there already.
         """
         for level, store in enumerate(self._stores):
-            if segment in store.shelf:
-                for first, last in store.shelf[segment]:
-                    if first <= start < last:
-                        return level, last
+            for first, last in store.held.get(segment, ()):
+                if first <= start < last:
+                    return level, last
         return -1, start
 
     def read(self, level: int, segment: int, blocks: int) -> None:
         """Blocks of a segment are read: it was used now."""
         store = self._stores[level]
-        ranges = store.shelf.take(segment)
-        store.shelf.put(segment, ranges, store.shelf.worth)
+        store.shelf.put(segment)
         store.traffic.read += blocks
 
-    def put(self, segment: int, start: int, end: int, worth: float, now: float) -> None:
+    def put(self, segment: int, start: int, end: int, now: float) -> None:
         """Blocks ``[start, end)`` of a segment leave the GPU; what they push out goes down, and at last away."""
-        self._put(0, segment, start, end, worth, now)
-
-    def _put(self, level: int, segment: int, start: int, end: int, worth: float, now: float) -> None:
-        store = self._stores[level]
-        tier, traffic, shelf = store.tier, store.traffic, store.shelf
-        new, all_of_it = end - start, end - start
-        ranges: Ranges = ((start, end),)
-        there = segment in shelf
-        if there:
-            new, ranges = _joined(shelf[segment], start, end)
-            if not new:
-                return
-            all_of_it = sum(last - first for first, last in ranges)
-        if all_of_it > tier.blocks or store.busy_until > now + tier.patience_s:
-            traffic.dropped += new
-            return
-        if there:
-            shelf.take(segment)
-        else:
-            self.copies[segment] += 1
-        shelf.put(segment, ranges, worth)
-        seconds = new * tier.write_s_per_block
-        store.busy_until = (store.busy_until if store.busy_until > now else now) + seconds
-        traffic.busy_s += seconds
-        traffic.written += new
-        store.used += new
-        if store.used > traffic.peak:
-            traffic.peak = min(store.used, tier.blocks)
-        while store.used > tier.blocks:
-            going, ranges = shelf.take_first()
-            self.copies[going] -= 1
-            for first, last in reversed(ranges):
-                store.used -= last - first
-                traffic.evicted += last - first
-                if level + 1 < len(self._stores):
-                    self._put(level + 1, going, first, last, shelf.worth, now)
+        self._stores[0].put(segment, start, end, now)

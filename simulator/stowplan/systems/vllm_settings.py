@@ -27,6 +27,8 @@ class EngineTraits:
         prefix_caching: whether the version has a prefix cache.
         graphs: whether steps up to `largest_graph` tokens run as captured graphs of certain sizes, padded to the next.
         largest_graph: tokens of the largest captured graph.
+        block_sizes: tokens that a block of the cache may have on a GPU: the kernels of today take multiples of 16 of
+            what `--block-size` offers, those of early 2024 up to 32.
     """
 
     name: str
@@ -36,12 +38,19 @@ class EngineTraits:
     prefix_caching: bool
     graphs: bool
     largest_graph: int = 512
+    block_sizes: tuple[int, ...] = (8, 16, 32)
 
 
 ENGINES: Mapping[EngineName, EngineTraits] = MappingProxyType(
     {
         "vllm": EngineTraits(
-            "vLLM 0.15 and later", "chunked", ahead=True, watermark=0.0, prefix_caching=True, graphs=True
+            "vLLM 0.15 and later",
+            "chunked",
+            ahead=True,
+            watermark=0.0,
+            prefix_caching=True,
+            graphs=True,
+            block_sizes=(16, 32, 64, 128, 256),
         ),
         "vllm-v0": EngineTraits(
             "vLLM of early 2024", "continuous", ahead=False, watermark=0.01, prefix_caching=False, graphs=False

@@ -11,7 +11,7 @@ import numpy as np
 
 from stowplan.errors import BadFile
 from stowplan.traces.lines import BadRow
-from stowplan.traces.trace import LATEST_S, MOST_TOKENS, Blocks, Floats, Integers, Trace
+from stowplan.traces.trace import LATEST_S, MOST_TOKENS, Blocks, Floats, Integers, Trace, because
 
 FAILURES = "failed requests (no response tokens)"
 
@@ -83,7 +83,7 @@ class Rows:
         """The trace of all rows.
 
         Raises:
-            InputError: no row is left.
+            BadFile: no row is left.
         """
         arrival = _joined(self.arrival_s)
         prompt = _joined(self.prompt).astype(np.int64)
@@ -100,10 +100,10 @@ class Rows:
                 self.counted[FAILURES] = int(failed.sum())
                 kept = kept[~failed]
         if len(kept) == 0:
-            return Trace(name, arrival[:0], prompt[:0], output[:0], origin=origin, dropped=self.counted)
+            raise BadFile(f"{self.path}: holds no request{because(self.counted)}; give a file with one at least")
         late = int((np.diff(arrival[kept]) < 0.0).sum())
         if late:
-            origin += f"; sorted, {late} rows came after a later one"
+            origin += f"; sorted, {late} row{'s' if late > 1 else ''} came after a later one"
             kept = kept[np.argsort(arrival[kept], kind="stable")]
         times = arrival[kept] - arrival[kept[0]]
         if self.options.jitter_seed is not None:

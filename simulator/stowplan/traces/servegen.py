@@ -78,9 +78,16 @@ def is_servegen(path: Path) -> bool:
     if path.is_dir():
         return any(_MEMBER.match(each.name) for each in path.iterdir())
     try:
-        return path.is_file() and tarfile.is_tarfile(path)
+        return path.is_file() and _begins_as_archive(path) and tarfile.is_tarfile(path)
     except (OSError, EOFError) as error:
         raise BadFile(f"{path}: is a damaged archive ({error})") from error
+
+
+def _begins_as_archive(path: Path) -> bool:
+    """Whether the first bytes can be those of an archive; tarfile alone would unpack gigabytes of zeros to find out."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or head[257:262] == b"ustar"
 
 
 def read_servegen(path: Path, options: ReadOptions) -> Trace:

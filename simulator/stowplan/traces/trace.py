@@ -68,6 +68,17 @@ class Blocks:
         positions = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][requests] - offsets[:-1], counts)
         return Blocks(offsets, self.hashes[positions], self.block_tokens)
 
+    def joined(self, count: int) -> Blocks:
+        """The same prompts in blocks of so many of these; of their hashes the last one counts.
+
+        Blocks that are left over at the end of a prompt are dropped.
+        """
+        counts = self.counts() // count
+        offsets = np.concatenate(([0], np.cumsum(counts)))
+        place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
+        last = np.repeat(self.offsets[:-1], counts) + (place + 1) * count - 1
+        return Blocks(offsets, self.hashes[last], self.block_tokens * count)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
@@ -107,7 +118,7 @@ class Trace:
     def _check(self) -> None:
         count = len(self.arrival_s)
         if count == 0:
-            raise InputError(f"trace '{self.name}' holds no request{_because(self.dropped)}")
+            raise InputError(f"trace '{self.name}' holds no request{because(self.dropped)}")
         columns = (("prompt_tokens", self.prompt_tokens), ("output_tokens", self.output_tokens))
         sized = [*((name, len(values)) for name, values in columns)]
         sized += [("session", len(self.session))] if self.session is not None else []
@@ -275,6 +286,7 @@ def _joined(origin: str, note: str) -> str:
     return f"{origin}; {note}" if origin else note
 
 
-def _because(dropped: Mapping[str, int]) -> str:
+def because(dropped: Mapping[str, int]) -> str:
+    """In brackets what was left out, by reason; empty where nothing was."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
     return f" (left out: {reasons})" if reasons else ""
