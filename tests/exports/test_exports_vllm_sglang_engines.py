@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.exports.engines import sglang, talk, vllm
+from tests.exports.python_engines import talk
 from tests.strategies import machine_of, model_of
 
 from stowplan.exports.fused import EXPERTS, parameters
@@ -68,7 +68,7 @@ def pairs(answer: dict[str, Any]) -> set[tuple[int, str]]:
     return {(index, name) for index, name in answer["chosen"]}
 
 
-def test_vllm_reads_and_chooses_what_we_say(tmp_path: Path) -> None:
+def test_vllm_reads_and_chooses_what_we_say(vllm_python: Path, tmp_path: Path) -> None:
     exporter = VllmExporter()
     cases: list[tuple[Setup, VllmFlags]] = []
     for key, count in (("qwen3-30b-a3b", 11), ("llama-3.1-8b", 7), ("deepseek-v2-lite", 5)):
@@ -90,7 +90,7 @@ def test_vllm_reads_and_chooses_what_we_say(tmp_path: Path) -> None:
         plan = plan_of(each, 0).model_copy(update={"system": "vllm", "settings": flags.stated()})
         text = exporter.files(each, exporter.nearest(each, plan)).contents["vllm.yaml"]
         words += written(tmp_path, str(number), text, each.model, flags.tensor_parallel)
-    answers = talk(vllm(), "host_vllm.py", words)
+    answers = talk(vllm_python, "host_vllm.py", words)
     assert len(answers) == len(cases)
     for (each, flags), answer in zip(cases, answers, strict=True):
         assert pairs(answer) == flags.moved(each.model), flags
@@ -112,7 +112,7 @@ def test_vllm_reads_and_chooses_what_we_say(tmp_path: Path) -> None:
     assert {answer["offloader"] for answer in answers} == {"UVAOffloader", "PrefetchOffloader", "NoopOffloader"}
 
 
-def test_sglang_reads_and_chooses_what_we_say(tmp_path: Path) -> None:
+def test_sglang_reads_and_chooses_what_we_say(sglang_python: Path, tmp_path: Path) -> None:
     exporter = SglangExporter()
     cases: list[tuple[Setup, SglangFlags]] = []
     for key, count in (("qwen3-30b-a3b", 11), ("llama-3.1-8b", 7), ("deepseek-v2-lite", 5)):
@@ -134,7 +134,7 @@ def test_sglang_reads_and_chooses_what_we_say(tmp_path: Path) -> None:
         plan = plan_of(each, 0).model_copy(update={"system": "sglang", "settings": flags.stated()})
         text = exporter.files(each, exporter.nearest(each, plan)).contents["sglang.yaml"]
         words += written(tmp_path, str(number), text, each.model, flags.tp_size)
-    answers = talk(sglang(), "host_sglang.py", words)
+    answers = talk(sglang_python, "host_sglang.py", words)
     assert len(answers) == len(cases)
     for (each, flags), answer in zip(cases, answers, strict=True):
         assert pairs(answer) == moved(each.model, flags), flags

@@ -1,13 +1,14 @@
 """DeepSpeed ZeRO-Inference: all parameters on the GPU, in host memory or on NVMe, as a JSON configuration.
 
 Placement is all or nothing, with two exceptions of the engine's own: parameters below the persistence threshold stay
-on the GPU, and of an NVMe placement those below one block of the asynchronous reader stay in host memory.
+on the GPU, and of an NVMe placement those below one block of the asynchronous reader stay in host memory. Parameters
+are those of transformers 5, which holds the experts of a layer in two: gate and up of all of them, and down of all.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,13 +17,15 @@ from stowplan.errors import InputError, NotExpressible
 from stowplan.exports.base import Files, Names, plain_text
 from stowplan.exports.checkpoints import check_checkpoint
 from stowplan.exports.places import GPU, bytes_by_tier, distance, layers_of
-from stowplan.models.model import Layer, Model
+from stowplan.models.model import Layer, Model, Role, Tensor
 from stowplan.ops import Part, output_tensor, part_of
 from stowplan.plan import Place, Plan, run_lengths
 from stowplan.systems.base import DISK, RAM, Setup
+from stowplan.units import format_bytes
 
 CONFIG = "ds_config.json"
 _BLOCK = 1 << 20
+_JOINED = (Role.EXPERT_GATE, Role.EXPERT_UP)
 _DEVICES: dict[str, str] = {"none": "gpu0", "cpu": RAM, "nvme": DISK}
 
 
@@ -79,7 +82,7 @@ class DeepSpeedExporter:
 
     key = "deepspeed"
     title = "DeepSpeed"
-    target = "DeepSpeed 0.19.8"
+    target = "DeepSpeed 0.19.8 with transformers 5"
 
     def nearest(self, setup: Setup, plan: Plan) -> Plan:
         """Parameters on the device that puts the fewest bytes elsewhere and that has room for them.
@@ -102,7 +105,8 @@ class DeepSpeedExporter:
             got = realised(model, settings)
             sizes = bytes_by_tier(model, got)
             spare = sum(_fixed_bytes(layer, settings) for layer in model.layers)
-            if sizes[GPU] > room + spare or sizes[RAM] > host or (device == "nvme" and not machine.disks):
+            taken = sizes[RAM] + _buffer_bytes(settings)
+            if sizes[GPU] > room + spare or taken > host or (device == "nvme" and not machine.disks):
                 continue
             cost = distance(model, wanted, got)
             if best is None or cost < best[0]:
@@ -114,26 +118,24 @@ class DeepSpeedExporter:
         return self._plan(setup, Names.of(plan), best[1])
 
     def _settings(self, model: Model, device: str) -> DeepSpeedSettings:
-        largest = max(tensor.elements for tensor in (*model.tensors, output_tensor(model)))
         param = OffloadParam(
             device=device,  # type: ignore[arg-type]
             nvme_path="/local_nvme" if device == "nvme" else None,
             pin_memory=device == "cpu",
-            buffer_size=float(-(-largest // 10**6) * 10**6),
+            buffer_size=float(-(-_largest(model) // 10**6) * 10**6),
         )
         return DeepSpeedSettings(offload_param=param)
 
     def _plan(self, setup: Setup, names: Names, settings: DeepSpeedSettings) -> Plan:
-        param = settings.offload_param
-        largest = max(tensor.elements for tensor in setup.model.tensors)
+        model, param = setup.model, settings.offload_param
+        largest = _largest(model)
         if param.device == "nvme" and not param.nvme_path:
             raise InputError("DeepSpeed: offload_param: device nvme needs nvme_path, a folder on the disk")
         if param.device == "nvme" and param.buffer_size < largest:
             raise InputError(
                 f"DeepSpeed: offload_param: buffer_size {param.buffer_size:.0f} is smaller than the largest parameter, "
-                f"{largest} elements of {setup.model.name}"
+                f"{largest} elements of {model.name}"
             )
-        place = _DEVICES[param.device]
         return Plan(
             system=self.key,
             machine=names.machine,
@@ -141,9 +143,9 @@ class DeepSpeedExporter:
             model=names.model,
             quant=names.quant,
             workload=names.workload,
-            layers=run_lengths(realised(setup.model, settings)),
-            embedding=place,
-            output=place,
+            layers=run_lengths(realised(model, settings)),
+            embedding=_place_of(_embedding(model).elements, settings),
+            output=_place_of(output_tensor(model).elements, settings),
             settings=settings.model_dump(mode="json"),
         )
 
@@ -151,6 +153,10 @@ class DeepSpeedExporter:
         """The configuration, and a program that loads a checkpoint under it."""
         settings = _checked(plan.settings)
         dtype = "bfloat16" if setup.model.quant == "bf16" else "float16"
+        buffers = _buffer_bytes(settings)
+        memory = (
+            (f"The disk's reader locks {format_bytes(buffers)} of host memory for its buffers.",) if buffers else ()
+        )
         return Files(
             contents={CONFIG: json.dumps(config(settings, dtype), indent=2) + "\n", "load.py": _LOADER},
             main=CONFIG,
@@ -161,6 +167,7 @@ class DeepSpeedExporter:
             notes=(
                 "Give load.py your checkpoint's folder or repository.",
                 "buffer_size and max_in_cpu count elements; buffer_size must hold the largest parameter.",
+                *memory,
             ),
         )
 
@@ -261,9 +268,37 @@ def _place_of(elements: int, settings: DeepSpeedSettings) -> str:
     return RAM if small else _DEVICES[param.device]
 
 
+def _embedding(model: Model) -> Tensor:
+    return next(tensor for tensor in model.tensors if tensor.role is Role.TOKEN_EMBEDDING)
+
+
+def _parameters(layer: Layer) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors of each of a layer's parameters."""
+    yield from ((tensor,) for tensor in layer.tensors if tensor.role not in _JOINED)
+    if joined := tuple(tensor for tensor in layer.tensors if tensor.role in _JOINED):
+        yield joined
+
+
+def _elements(parameter: Sequence[Tensor]) -> int:
+    return sum(tensor.elements for tensor in parameter)
+
+
+def _largest(model: Model) -> int:
+    """Elements of the largest parameter."""
+    inside = max(_elements(parameter) for layer in model.layers for parameter in _parameters(layer))
+    return max(inside, _embedding(model).elements, output_tensor(model).elements)
+
+
+def _buffer_bytes(settings: DeepSpeedSettings) -> float:
+    """Host memory that parameters from NVMe pass through."""
+    param = settings.offload_param
+    return 2.0 * param.buffer_count * param.buffer_size if param.device == "nvme" else 0.0
+
+
 def _fixed_bytes(layer: Layer, settings: DeepSpeedSettings) -> int:
     """Bytes that stay on the GPU whatever the device."""
-    return sum(t.bytes for t in layer.tensors if t.elements <= settings.param_persistence_threshold)
+    threshold = settings.param_persistence_threshold
+    return sum(t.bytes for parameter in _parameters(layer) if _elements(parameter) <= threshold for t in parameter)
 
 
 def realised(model: Model, settings: DeepSpeedSettings) -> list[dict[str, Place]]:
@@ -271,10 +306,11 @@ def realised(model: Model, settings: DeepSpeedSettings) -> list[dict[str, Place]
     found: list[dict[str, Place]] = []
     for layer in model.layers:
         held: dict[str, dict[str, int]] = {}
-        for tensor in layer.tensors:
-            by_place = held.setdefault(part_of(tensor).value, {})
-            place = _place_of(tensor.elements, settings)
-            by_place[place] = by_place.get(place, 0) + tensor.bytes
+        for parameter in _parameters(layer):
+            place = _place_of(_elements(parameter), settings)
+            for tensor in parameter:
+                by_place = held.setdefault(part_of(tensor).value, {})
+                by_place[place] = by_place.get(place, 0) + tensor.bytes
         places: dict[str, Place] = {}
         for part, sizes in held.items():
             total = sum(sizes.values())

@@ -2,6 +2,8 @@
 
 The set is a file of ours (``experts.json``); a small program beside it turns the file into the tensor that sglang-kt
 reads. Where the set is experts 0 to N-1 of every layer, ``--kt-num-gpu-experts N`` says so and no tensor is needed.
+The CPU's kernel is one that reads the checkpoint's own experts wherever kt-kernel has one, so that they take the bytes
+that the plan counts (kt-kernel 0.7.2, experts.py and utils/amx.py; what it refuses is refused here before export).
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ from stowplan.exports.checkpoints import check_checkpoint
 from stowplan.exports.flat_yaml import write_yaml
 from stowplan.exports.places import GPU, layers_of, part_bytes, shares_of
 from stowplan.exports.sglang_flags import SglangFlags, config, flags_of, read_values
-from stowplan.models.model import Model
-from stowplan.ops import EXPERT_PARTS, Part
+from stowplan.models.model import Model, Role
+from stowplan.ops import EXPERT_PARTS, Part, part_of
 from stowplan.plan import Place, Plan, run_lengths
 from stowplan.systems.base import RAM, Setup
 
 CONFIG, EXPERTS, MAKER, TENSOR = "ktransformers.yaml", "experts.json", "make_tensor.py", "experts.pt"
 _RANGES = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*\Z")
 _RATIO_SLACK = 0.5  # the engine cuts the product of ratio and experts off to a whole number
+_NATIVE = {"bf16": "BF16", "fp8": "FP8", "fp8_block": "FP8", "gptq": "GPTQ_INT4"}
+_GGUF_BLOCK = 256  # of LLAMAFILE: experts are cut at whole blocks of their inner width
 
 
 class KTransformersExporter:
@@ -45,6 +49,7 @@ class KTransformersExporter:
         if not any(layer.experts for layer in model.layers):
             raise NotExpressible(f"KTransformers divides routed experts, and {model.name} has none")
         check_checkpoint(model, self.title)
+        _method(setup)
         if plan.system == self.key:
             return self._plan(setup, Names.of(plan), stated_experts(plan, model))
         chosen: dict[int, frozenset[int]] = {}
@@ -92,11 +97,13 @@ class KTransformersExporter:
         experts = max(layer.experts.total for layer in routed if layer.experts)
         data = {"layers": len(model.layers), "experts": experts, "gpu": plan.settings["experts"]}
         count = sum(len(ids) for ids in chosen.values())
+        method = _method(setup)
+        most_pools = _expert_width(model) // _GGUF_BLOCK if method == "LLAMAFILE" else setup.machine.sockets
         flags = SglangFlags(
             kt_weight_path=plan.model,
-            kt_method="AMXINT4" if "amx" in setup.machine.cpu.isa else "LLAMAFILE",
+            kt_method=method,
             kt_cpuinfer=setup.machine.cores,
-            kt_threadpool_count=setup.machine.sockets,
+            kt_threadpool_count=min(setup.machine.sockets, most_pools),
             kt_gpu_experts_ratio=(count + _RATIO_SLACK) / (len(routed) * experts)
             if count < len(routed) * experts
             else 1.0,
@@ -116,7 +123,7 @@ class KTransformersExporter:
             check=["python", MAKER],
             check_says=f"how many experts of how many layers are on the GPU, and leaves them as {TENSOR}; run it first",
             notes=(
-                "Replace model-path and kt-weight-path by your folders; kt-kernel converts the CPU's weights.",
+                _WEIGHTS[method],
                 "The ratio lies half an expert above the count, because the engine cuts the product off.",
                 "Host memory holds a copy of the GPU's experts as well.",
             ),
@@ -144,6 +151,46 @@ class KTransformersExporter:
                 f"KTransformers: the experts are in {flags.init_expert_location}; import {EXPERTS} instead"
             )
         return self._plan(setup, names, _counted(flags, setup.model))
+
+
+_OWN = (
+    "Replace model-path and kt-weight-path by your checkpoint's folder; the CPU computes with its experts as they are."
+)
+_WEIGHTS: Mapping[str, str] = {
+    "BF16": _OWN,
+    "FP8": f"{_OWN} Their scales have to be of blocks of 128 x 128, as in DeepSeek's and Qwen's own checkpoints.",
+    "GPTQ_INT4": _OWN,
+    "AMXINT4": "Replace model-path and kt-weight-path by your folders; kt quant makes the CPU's experts, of 4 bits.",
+    "LLAMAFILE": "Replace model-path by your checkpoint's folder and kt-weight-path by a GGUF file of the same model, "
+    "which holds the CPU's experts in a format of its own.",
+}
+
+
+def _expert_width(model: Model) -> int:
+    """Inner width of one routed expert."""
+    return next(t.rows for layer in model.layers for t in layer.tensors if t.role is Role.EXPERT_UP)
+
+
+def _method(setup: Setup) -> str:
+    """The kernel for the CPU's experts.
+
+    Raises:
+        NotExpressible: none of kt-kernel's kernels takes these experts on this CPU.
+    """
+    model, cpu = setup.model, setup.machine.cpu
+    formats = {t.format for layer in model.layers for t in layer.tensors if part_of(t) in EXPERT_PARTS}
+    native = {_NATIVE.get(each) for each in formats}
+    if len(native) == 1 and (method := native.pop()) is not None:
+        return method
+    if "avx512" in cpu.isa:
+        return "AMXINT4"
+    if _expert_width(model) % _GGUF_BLOCK:
+        raise NotExpressible(
+            f"KTransformers computes {model.quant.upper()} experts on the CPU of {setup.machine.name} from GGUF files "
+            f"alone, in blocks of {_GGUF_BLOCK}, and those of {model.name} are {_expert_width(model)} wide; "
+            "plan it again with --quant bf16 or fp8"
+        )
+    return "LLAMAFILE"
 
 
 def _counted(flags: SglangFlags, model: Model) -> dict[int, frozenset[int]]:

@@ -70,14 +70,17 @@ class LlamaCppExporter:
             buffers: buffer names of the GPUs (``Vulkan0``, ``RPC0[host:port]``) where they are not the vendor's own.
         """
         words = self._words(setup, plan, buffers)
+        own = words[words.index("llama-server") :]  # numactl may lead
+        led = f"Start llama-server behind `{' '.join(words[: -len(own)])}`, as run.sh does; a preset cannot say so."
+        outside = [led] if own != words else []
         contents: dict[str, str] = {}
         check: list[str] = []
         says = ""
         if self._profile.fit_off and self._profile.engine == "llama.cpp":
-            check = ["llama-fit-params", *(word for word in words[1:] if word not in ("--fit", "off")), "-fitp", "on"]
+            check = ["llama-fit-params", *(word for word in own[1:] if word not in ("--fit", "off")), "-fitp", "on"]
             says = "a line per device with MiB of weights, cache and compute buffers, without loading the model"
         if self.key == "llama.cpp":
-            contents[PRESET] = preset(words, setup.model.key)
+            contents[PRESET] = preset(own, setup.model.key)
         return Files(
             contents=contents,
             main="run.sh",
@@ -87,6 +90,7 @@ class LlamaCppExporter:
             notes=(
                 "With -lv 5 the engine logs a line per layer and per moved tensor.",
                 "Every pattern of -ot matches a tensor of this model; the engine would not tell if one did not.",
+                *outside,
             ),
         )
 
