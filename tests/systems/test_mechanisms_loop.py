@@ -91,14 +91,17 @@ INERT: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "nothing to copy": ({"weights.gpu": 1.0, "weights.ram": 0.0, "cache.gpu": 1.0, "cache.ram": 0.0,
                          "experts.gpu": 1.0, "experts.ram": 0.0}, {
         "weights.prefetch": 2, "weights.pieces": 4, "weights.cpu": 0.7, "weights.zero_copy": True,
-        "cache.prefetch": 2, "cache.slices": 8, "cache.attend": "cpu",
+        "cache.prefetch": 2, "cache.slices": 8, "cache.attend": "cpu", "cache.slots": 4, "cache.rounded": True,
+        "cache.windowed": False, "experts.returned": True,
     }),
     "no selection": ({"cache.read": 1.0}, {"cache.scan": 0.5, "cache.locality": 0.9, "cache.whole_layers": 3}),
     "nothing stored smaller": ({"cache.bits": 1.0}, {"cache.residual": 128}),
     "all experts on the GPU": ({"experts.gpu": 1.0, "experts.ram": 0.0, "experts.selective": True}, {
         "experts.accuracy": 0.9, "experts.lookahead": 2, "experts.miss": "cpu", "experts.policy": "score",
         "experts.low": 0.5, "experts.low_stored": 0.25, "experts.shallow": 4, "experts.deferred": 0.5,
+        "experts.returned": True,
     }),
+    "all computed where it lies": ({"experts.miss": "cpu"}, {"experts.returned": True}),
     "no misses served smaller": ({"experts.low": 0.0}, {"experts.low_stored": 0.25, "experts.low_gpu": 0.5}),
     "no predictor": ({"experts.accuracy": 0.0}, {"experts.lookahead": 2}),
     "one GPU batch of all": ({"batches": 1}, {}),
@@ -212,15 +215,71 @@ def test_attention_where_the_cache_lies_moves_no_cache() -> None:
     assert run.delivered["host.dram"] >= 4 * layer_parts(loop_of(policy).runs(step)[-1].layer, step).attention.kv_read
 
 
+def with_figures(policy: Policy, setup: Setup, **numbers: float) -> Loop:
+    """A loop with figures of a system's own; an underscore stands for the second point of a name."""
+    own = {name.replace("__", "."): replace(setup.figures["host.dram"], value=value) for name, value in numbers.items()}
+    return Loop(
+        Setup(setup.machine, setup.model, type(setup.figures)({**setup.figures, **own})), "pytorch", policy, Workload()
+    )
+
+
+def test_attention_on_the_cpu_at_a_rate_of_its_own_passes_over_copies_for_every_query_head() -> None:
+    policy, step = Policy(cache=Cache(gpu=0.0, ram=1.0, attend="cpu")), Step.decode(16, 50_000)
+    read = layer_parts(loop_of(policy).runs(step)[-1].layer, step).attention.kv_read
+    plain, copied = (
+        one_kind(with_figures(policy, setup_of(), pytorch__cpu_attention_rate=1e9, **more), step, 4).makespan / 4
+        for more in ({}, {"pytorch__cpu_attention_copies": 2.0})
+    )
+    assert plain == pytest.approx(read / 1e9, rel=0.02)
+    assert copied == pytest.approx(2 * 4 * read / 1e9, rel=0.02)  # four query heads to one of keys
+    alone = setup_of(model="opt-6.7b")
+    first, second = (
+        one_kind(with_figures(policy, alone, pytorch__cpu_attention_rate=1e9, **more), step, 4).makespan
+        for more in ({}, {"pytorch__cpu_attention_copies": 2.0})
+    )
+    assert first == second  # every query head has keys of its own
+
+
+def test_cores_of_several_sockets_count_as_the_system_says() -> None:
+    machine = load_machine("rtx-4090 + 2x xeon-gold-6454s + ddr5-4800x16:512GiB")
+    setup = Setup(machine, load_model("llama-3.1-8b", "bf16"), figures_for(machine, "pytorch"))
+    assert with_figures(Policy(), setup).pricing.rates["host.cores"] == machine.cores == 64
+    assert with_figures(Policy(), setup, pytorch__cpu__sockets_cores=1.4).pricing.rates["host.cores"] == 1.4 * 32
+
+
+def test_pageable_weights_come_at_the_rate_of_pageable_copies() -> None:
+    step = Step.decode(1, 100)
+    pinned, pageable = (loop_of(Policy(weights=replace(STREAMED, pinned=each))) for each in (True, False))
+    slower = pinned.setup.figures.value("gpu0.h2d.pinned") / pinned.setup.figures.value("gpu0.h2d.pageable")
+    one, two = (each._steady(each.runs(step)[-1], step).seconds for each in (pinned, pageable))
+    assert two / one == pytest.approx(slower, rel=0.05) and slower > 1.5
+
+
+def test_a_windowed_layer_may_keep_and_move_everything() -> None:
+    base, step = Policy(cache=Cache(gpu=0.0, ram=1.0)), Step.decode(1, 50_000)
+    moved = []
+    for policy in (base, changed(base, {"cache.windowed": False})):
+        loop = loop_of(policy, model="gemma-3-4b")
+        windowed = next(each for each in loop.runs(step) if getattr(each.layer.mixer, "window", None))
+        moved.append(simulate(loop.graph(replace(windowed, count=4), step)).delivered["gpu0.h2d"])
+    assert moved[1] / moved[0] == pytest.approx(50_000 / 1_024, rel=0.05)
+
+
+def test_experts_that_come_push_others_out() -> None:
+    base = Policy(experts=Experts(gpu=0.0, ram=1.0))
+    loop, step = loop_of(changed(base, {"experts.returned": True}), model="mixtral-8x7b"), Step.decode(1, 100)
+    run = one_kind(loop, step, 4)
+    assert run.delivered["gpu0.d2h"] == pytest.approx(run.delivered["gpu0.h2d"], rel=0.01)
+    plain = loop_of(base, model="mixtral-8x7b")
+    one, two = (each._steady(each.runs(step)[-1], step).seconds for each in (plain, loop))
+    assert two > 1.8 * one
+
+
 def test_computational_storage_needs_its_rate_and_is_limited_by_it() -> None:
     policy = Policy(cache=Cache(gpu=0.0, ram=0.0, attend="storage"))
     assert "storage.attention" not in loop_of(policy).pricing.rates
     step = Step.decode(1, 50_000)
-    setup = setup_of()
-    figures = type(setup.figures)(
-        {**setup.figures, "storage.attention": replace(setup.figures["host.dram"], value=1e9)}
-    )
-    loop = Loop(Setup(setup.machine, setup.model, figures), "pytorch", policy, Workload())
+    loop = with_figures(policy, setup_of(), storage__attention=1e9)
     cache = layer_parts(loop.runs(step)[-1].layer, step).attention
     seconds = loop._steady(loop.runs(step)[-1], step).seconds
     assert seconds == pytest.approx((cache.kv_read - cache.kv_write) / 1e9, rel=0.1)

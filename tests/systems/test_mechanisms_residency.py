@@ -96,6 +96,38 @@ def test_bringing_the_cache_by_heads_needs_smaller_buffers() -> None:
     assert by_slices == pytest.approx({1: layer, 2: layer, 8: layer / 4})
 
 
+def test_more_slots_for_slices_take_room_where_products_take_none() -> None:
+    setup, workload = setup_of(256, "llama-3.1-8b"), Workload(prompt=1_000_000, generate=0)
+    cache = Cache(gpu=0.0, ram=1.0, slices=8)
+    two, three, four = (
+        memory(setup, "pytorch", Policy(cache=replace(cache, slots=slots), chunk=10_000), workload)["gpu0"]
+        for slots in (None, 3, 4)
+    )
+    piece = model_kv_bytes_per_token(setup.model) * 1_000_000 / 32 / 8
+    products = 2 * 10_000 * 2 * 14_336
+    assert three.used - two.used == pytest.approx(max(0.0, piece - products), abs=1e6)
+    assert four.used - two.used == pytest.approx(2 * piece - products, rel=0.01)
+    assert two.parts["buffers"] == four.parts["buffers"]
+
+
+@pytest.mark.parametrize(("tokens", "rounded"), [(2**20, 2**20), (2**20 + 1, 2**21), (3 * 2**18, 2**20)])
+def test_page_locked_blocks_come_in_powers_of_two(tokens: int, rounded: int) -> None:
+    setup, workload = setup_of(1024, "llama-3.1-8b"), Workload(prompt=tokens, generate=0)
+    cache = Cache(gpu=0.0, ram=1.0, slices=8, rounded=True)
+    held = memory(setup, "pytorch", Policy(cache=cache, chunk=10_000), workload)["ram"].parts["KV cache"]
+    assert held == model_kv_bytes_per_token(setup.model) * rounded
+
+
+def test_a_sliding_window_may_be_kept_whole() -> None:
+    setup, workload = setup_of(256, "gemma-3-4b"), Workload(prompt=100_000, generate=0)
+    dropped, kept = (
+        memory(setup, "pytorch", Policy(cache=Cache(windowed=windowed)), workload)["gpu0"].parts["KV cache"]
+        for windowed in (True, False)
+    )
+    assert dropped < 0.3 * kept
+    assert kept == pytest.approx(model_kv_bytes_per_token(setup.model) * 100_000)
+
+
 def test_inputs_instead_of_cache_take_half_in_multi_head_attention() -> None:
     setup, workload = setup_of(256, "llama-2-7b"), Workload(prompt=1000, generate=0)
     keys, inputs = (

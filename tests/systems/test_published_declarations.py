@@ -81,6 +81,14 @@ def test_a_plan_is_read_back_as_the_policy_that_made_it(key: str) -> None:
     assert system.evaluate(setup, again) == best.evaluation
 
 
+def test_a_figure_may_hold_on_chips_of_one_process_only() -> None:
+    system = PublishedSystem(load_published("moe-lightning"))
+    old, new = (setup_of(system, machine, "mixtral-8x7b").figures for machine in ("t4-16", "l4-cloud"))
+    assert old.value("pytorch.gpu.gemm_routed") > 1.0 and new.get_value("pytorch.gpu.gemm_routed") is None
+    assert old.value("pytorch.gpu.gemm_tile") == new.value("pytorch.gpu.gemm_tile") == 64
+    assert not any("@" in name for name in old)
+
+
 def test_unknown_names_and_settings_are_refused() -> None:
     with pytest.raises(UnknownName, match="headinfer"):
         load_system("headinfr")
@@ -137,7 +145,7 @@ def test_a_newcomer_adds_a_system_with_the_recipe() -> None:
     assert {"weights.stored", "weights.prefetch"} <= set(marlin.mechanisms())
 
 
-def test_the_recipe_was_followed_for_one_more_system() -> None:
+def test_the_recipe_was_followed_for_more_systems() -> None:
     extra = set(published_keys()) - set(TWENTY.values()) - {"kvquant"}  # K15 names both KIVI and KVQuant
-    assert extra == {"xquant"}
+    assert extra == {"xquant", "moe-lightning"}
     assert "validate/published_cases" in (published.__doc__ or "")

@@ -92,6 +92,9 @@ class Cache(_OverTiers):
         prefetch: layers whose cache may be on its way while one computes; 0 copies when the layer's attention begins.
         slices: groups of heads that are brought and attended to one after another, the next while one is attended to; 1
             brings whole layers.
+        slots: slices that have room on the GPU at a time; None for one, or two where the next comes meanwhile.
+        rounded: whether host memory is taken in blocks of a power of two bytes, one for the keys and one for the values
+            of every slice, as PyTorch's allocator of page-locked memory gives it.
         bits: stored bytes per byte of an fp16 cache.
         residual: newest tokens that stay in fp16 beside a smaller format.
         unpack: stored bytes turned into fp16 per unit and clock by a kernel of its own; None where attention reads the
@@ -101,6 +104,7 @@ class Cache(_OverTiers):
         scan: share of the kept cache's bytes that is read, on the GPU, to select them, from a copy that lies there.
         locality: share of the selected tokens that the last step has left on the GPU.
         whole_layers: first layers that read everything, for nothing has been seen to select by.
+        windowed: whether a layer with a sliding window drops what no later query sees; else it keeps and moves all.
         recompute: share of the cache that is not kept but rebuilt from kept inputs of the layer.
         pinned: whether host memory is page-locked.
         mapped: whether what is on disk comes by page faults of a memory-mapped file.
@@ -111,6 +115,8 @@ class Cache(_OverTiers):
     attend: Place = "gpu"
     prefetch: int = 0
     slices: int = 1
+    slots: int | None = None
+    rounded: bool = False
     bits: float = 1.0
     residual: int = 0
     unpack: float | None = None
@@ -119,6 +125,7 @@ class Cache(_OverTiers):
     scan: float = 0.0
     locality: float = 0.0
     whole_layers: int = 0
+    windowed: bool = True
     recompute: float = 0.0
     pinned: bool = True
     mapped: bool = False
@@ -139,6 +146,8 @@ class Cache(_OverTiers):
             raise InputError(
                 "cache: prefetch, residual and whole_layers are at least 0, slices at least 1, bits above 0 to 1"
             )
+        if self.slots is not None and self.slots < 1:
+            raise InputError("cache: slots is at least 1")
         if self.gpu not in (0.0, 1.0) and self.attend == "gpu" and self.read < 1.0:
             raise InputError("cache: a selection needs the cache whole on one tier")
 
@@ -161,6 +170,7 @@ class Experts:
             `low_gpu` the share of the smaller copies that are on the GPU.
         stored, unpack: as for `Weights`.
         pinned: whether host memory is page-locked.
+        returned: whether every expert that comes pushes one out, which is copied back behind it.
         deferred: share of the CPU's work of a layer that may end while the next layer's attention runs.
     """
 
@@ -178,6 +188,7 @@ class Experts:
     stored: float = 1.0
     unpack: float | None = None
     pinned: bool = True
+    returned: bool = False
     deferred: float = 0.0
 
     def __post_init__(self) -> None:

@@ -67,6 +67,23 @@ def layer_parts(layer: Layer, step: Step) -> LayerParts:
     return LayerParts(mixing[:middle], mixing[middle], (*mixing[middle + 1 :], *rest), shared, routed, touched)
 
 
+def as_stored(parts: LayerParts, dense: float, routed: float) -> LayerParts:
+    """Operators that read weights in a stored form of so many bytes per byte of the model's format."""
+    if dense == routed == 1.0:
+        return parts
+
+    def smaller(operators: tuple[Operator, ...], stored: float) -> tuple[Operator, ...]:
+        return tuple(replace(op, weight_bytes=op.weight_bytes * stored) for op in operators)
+
+    return replace(
+        parts,
+        before=smaller(parts.before, dense),
+        after=smaller(parts.after, dense),
+        beside=smaller(parts.beside, dense),
+        experts=smaller(parts.experts, routed),
+    )
+
+
 def dense_bytes(layer: Layer) -> float:
     """Stored bytes of a layer without its routed experts."""
     return float(sum(tensor.bytes for tensor in layer.tensors if tensor.role not in EXPERT_ROLES))
@@ -112,9 +129,11 @@ class Pricing:
             self._cpu = CpuKernels.build(figures, engine, machine.cpu.isa, threads, stalls=stalls)
         share = figures.get_value(f"{engine}.cpu.dram_share") or 1.0
         dram = figures.value("host.dram") * share
+        cores = float(threads)
         if machine.sockets > 1:
             dram *= (figures.get_value(f"{engine}.cpu.sockets") or machine.sockets) / machine.sockets
-        self.rates: dict[str, float] = {DRAM: dram, CORES: float(threads)}
+            cores *= (figures.get_value(f"{engine}.cpu.sockets_cores") or machine.sockets) / machine.sockets
+        self.rates: dict[str, float] = {DRAM: dram, CORES: cores}
         if policy.device == "gpu":
             kind = "pinned" if policy.weights.pinned else "pageable"
             # Where nobody states units and clock: bytes per unit and clock of current memory systems.
@@ -153,11 +172,17 @@ class Pricing:
         return total
 
     def attend_on_cpu(self, op: Operator) -> Work:
-        """Attention on the host: by an engine's own rate of it where one is known, else by its kernels."""
+        """Attention on the host: by an engine's own rate of it where one is known, else by its kernels.
+
+        An engine may write a copy of the cache for every query head first; it passes over those so many times.
+        """
         if CPU_ATTENTION not in self.rates:
             return self.on_cpu((op,))
-        traffic = self.setup.figures.get_value(f"{self.engine}.cpu_attention_traffic") or 1.0
-        return Work({DRAM: traffic * op.kv_read, CPU_ATTENTION: op.kv_read})
+        value = self.setup.figures.get_value
+        passes = value(f"{self.engine}.cpu_attention_copies") if op.group > 1 else None
+        read = op.kv_read * (1.0 if passes is None else passes * op.group)
+        traffic = value(f"{self.engine}.cpu_attention_traffic") or 1.0
+        return Work({DRAM: traffic * read, CPU_ATTENTION: read})
 
     def copy(self, size: float, resource: str = H2D, *, pinned: bool = True) -> Work:
         """Copy between host and GPU memory; a pageable one takes as much longer as the link then gives less."""
@@ -182,6 +207,11 @@ class Pricing:
         if per_unit_clock is None or not size:
             return Work.zero
         return Work({"gpu0.compute": size / (per_unit_clock * self._unit_clock), "gpu0.hbm": 2.0 * size})
+
+    def rebuild(self, size: float) -> Work:
+        """Bytes of fp16 keys and values from kept inputs: two FLOPs per input and element of every past token."""
+        flops = size / HALF * 2.0 * self.setup.model.hidden
+        return Work({"gpu0.compute": flops / self.gpu.gemm["float"]})
 
     def edges(self, step: Step) -> Work:
         """Embedding, logits and the system's own time of one pass."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import ceil
 
 from stowplan.errors import DoesNotFit
 from stowplan.figures import Figures
@@ -19,6 +20,7 @@ from stowplan.units import format_bytes
 Parts = dict[str, dict[str, float]]
 _HALVINGS = 40
 _DISK_BUFFERS = 2  # layers on their way from disk through host memory
+_TENSORS = 2  # keys and values
 
 
 def memory(setup: Setup, engine: str, policy: Policy, workload: Workload) -> dict[str, MemoryUse]:
@@ -46,7 +48,6 @@ def _parts(model: Model, figures: Figures, engine: str, policy: Policy, workload
     used: Parts = {GPU: {}, RAM: {}, DISK: {}}
     home = GPU if policy.device == "gpu" else RAM
     used[home]["embedding, output"] = float(sum(tensor.bytes for tensor in model.globals))
-    used[home]["activations"] = _activations(model, policy, workload)
     if policy.device == "gpu":
         used[GPU]["runtime"] = figures.get_value(f"{engine}.gpu.runtime") or 0.0
     buffers: list[Parts] = []
@@ -58,6 +59,8 @@ def _parts(model: Model, figures: Figures, engine: str, policy: Policy, workload
         buffers.append(_buffers(model, members.layer, policy, workload))
     for tier in used:
         used[tier]["buffers"] = max((each.get(tier, {}).get("buffers", 0.0) for each in buffers), default=0.0)
+    attending = max((each.get(home, {}).get("attending", 0.0) for each in buffers), default=0.0)
+    used[home]["activations"] = _activations(model, policy, workload, attending)
     return used
 
 
@@ -74,15 +77,24 @@ def _layer(model: Model, layer: Layer, policy: Policy, workload: Workload) -> Pa
             "KV cache": kv * cache.gpu,
             "KV selection": scanned + hot,
         },
-        RAM: {"weights": dense * weights.ram, "experts": (routed + smaller) * own.ram, "KV cache": kv * cache.ram},
+        RAM: {
+            "weights": dense * weights.ram,
+            "experts": (routed + smaller) * own.ram,
+            "KV cache": _in_blocks(kv * cache.ram, _TENSORS * cache.slices) if cache.rounded else kv * cache.ram,
+        },
         DISK: {"weights": dense * weights.disk, "experts": (routed + smaller) * own.disk, "KV cache": kv * cache.disk},
     }
+
+
+def _in_blocks(size: float, blocks: int) -> float:
+    """Bytes in so many equal blocks, each of the next power of two."""
+    return float(blocks * (1 << (ceil(size / blocks) - 1).bit_length())) if size else 0.0
 
 
 def _cache_bytes(layer: Layer, policy: Policy, workload: Workload, hidden: int) -> tuple[float, float, float]:
     """Stored cache of a layer for the whole batch; of that, what selection scans and what stays hot on the GPU."""
     cache = policy.cache
-    plain = CacheFormat().sequence_bytes(layer, workload.capacity, full_window=True) * workload.batch
+    plain = CacheFormat().sequence_bytes(layer, workload.capacity, full_window=cache.windowed) * workload.batch
     if isinstance(layer.mixer, Recurrence):
         return plain, 0.0, 0.0
     kept = max(1.0, workload.capacity * cache.kept)
@@ -110,10 +122,13 @@ def _buffers(model: Model, layer: Layer, policy: Policy, workload: Workload) -> 
     unpacked = dense_bytes(layer) * weights.away if weights.unpack is not None else 0.0
     slots = 2.0 if cache.prefetch or cache.slices > 1 else 1.0
     kv, _, _ = _cache_bytes(layer, policy, workload, model.hidden)
-    brought = kv * cache.away * cache.read / cache.slices / policy.batches * slots if cache.attend == "gpu" else 0.0
+    piece = kv * cache.away * cache.read / cache.slices / policy.batches if cache.attend == "gpu" else 0.0
     staged = streamed * weights.disk / weights.away * _DISK_BUFFERS if weights.disk and not weights.direct else 0.0
     return {
-        GPU: {"buffers": (weights.prefetch + 1) * streamed + unpacked + experts + brought},
+        GPU: {
+            "buffers": (weights.prefetch + 1) * streamed + unpacked + experts + piece * slots,
+            "attending": piece * max(0.0, (cache.slots or slots) - slots),
+        },
         RAM: {"buffers": staged},
     }
 
@@ -125,13 +140,17 @@ def _demanded(layer: Layer, policy: Policy) -> float:
     return expert_bytes(layer) / layer.experts.total * layer.experts.active * policy.experts.stored
 
 
-def _activations(model: Model, policy: Policy, workload: Workload) -> float:
-    """16-bit inputs, gate and up products of the largest pass, and fp32 logits of one row per sequence."""
+def _activations(model: Model, policy: Policy, workload: Workload, attending: float) -> float:
+    """16-bit inputs, gate and up products of the largest pass, and fp32 logits of one row per sequence.
+
+    What only attention needs (`attending`) and the products are not there at the same time.
+    """
     batch = -(-workload.batch // policy.batches)
     tokens = batch * max(1, min(workload.prompt, policy.chunk or workload.prompt))
     widest = max(_width(members.layer) for members in classify(model))
     logits = 4.0 * batch * model.vocabulary
-    return HALF * tokens * (widest + model.hidden) + logits + HALF * model.hidden * tokens * (policy.batches - 1)
+    products, inputs = HALF * tokens * widest, HALF * model.hidden * tokens * policy.batches
+    return max(products, attending) + inputs + logits
 
 
 def _width(layer: Layer) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from stowplan.engine.graph import GraphBuilder
 from stowplan.models.model import Layer
-from stowplan.ops import Kind, Operator, Step
+from stowplan.ops import CacheFormat, Kind, Operator, Step
 from stowplan.systems.mechanisms.experts import ExpertPlan
 from stowplan.systems.mechanisms.policy import Policy
 from stowplan.systems.mechanisms.pricing import (
@@ -23,8 +23,8 @@ from stowplan.systems.mechanisms.pricing import (
     READ,
     STORAGE,
     WRITE,
-    LayerParts,
     Pricing,
+    as_stored,
     dense_bytes,
     expert_bytes,
     layer_parts,
@@ -68,7 +68,7 @@ class LayerTasks:
     def __init__(self, pricing: Pricing, policy: Policy, layer: Layer, step: Step, experts: ExpertPlan) -> None:
         self.pricing, self.policy, self.layer, self.step, self.experts = pricing, policy, layer, step, experts
         weights, own = policy.weights, policy.experts
-        self.parts = _as_stored(
+        self.parts = as_stored(
             layer_parts(layer, step),
             weights.stored if weights.unpack is None else 1.0,
             own.stored if own.unpack is None else 1.0,
@@ -130,7 +130,11 @@ class LayerTasks:
             last = (graph.add(f"{name} read", read, stream=f"disk {name}", after=wait, kind="disk"),)
         copied = 0.0 if self.policy.device == "cpu" else ram + (0.0 if weights.direct else disk)
         if copied:
-            last = (graph.add(name, pricing.copy(copied), stream=f"h2d {name}", after=last, kind="copy"),)
+            last = (
+                graph.add(
+                    name, pricing.copy(copied, pinned=weights.pinned), stream=f"h2d {name}", after=last, kind="copy"
+                ),
+            )
         return last[0] if last else graph.add(name, after=wait)
 
     # One GPU batch -------------------------------------------------------------------------------------------------
@@ -223,6 +227,13 @@ class LayerTasks:
         fresh = min(1.0, cache.residual / kept)
         return cache.kept * (fresh + (1.0 - fresh) * cache.bits)
 
+    def _past(self) -> float:
+        """fp16 bytes that the pass finds in the cache: of a sliding window what is in sight, where no more is kept."""
+        op = self.parts.attention
+        if self.policy.cache.windowed or op.kind is Kind.RECURRENCE:
+            return max(0.0, op.kv_read - op.kv_write)
+        return sum(past * count for past, count in self.step.groups) * CacheFormat().token_bytes(self.layer)
+
     def _attention(self, graph: GraphBuilder, history: History, before: tuple[int, ...]) -> tuple[int, ...]:
         """Attention of one GPU batch, its cache brought or attended to where it lies."""
         op, cache, pricing = self.parts.attention, self.policy.cache, self.pricing
@@ -232,7 +243,7 @@ class LayerTasks:
         decode = self.step.new == 1
         selects = cache.read < 1.0 and decode
         used = cache.read if selects else 1.0
-        past = max(0.0, op.kv_read - op.kv_write) * stored
+        past = self._past() * stored
         elsewhere = cache.away if decode and cache.attend != "gpu" else 0.0
         last: list[int] = []
         if elsewhere:
@@ -250,7 +261,7 @@ class LayerTasks:
             moved = 0.0  # a state of fixed size stays on the GPU
         attend = pricing.gpu.work(self._shrunk(op, here * used)) + pricing.unpack(past * used, cache.unpack)
         if cache.recompute:
-            attend = attend + self._rebuild(op, used)
+            attend = attend + pricing.rebuild(op.kv_read * cache.recompute * used)
         for _ in range(cache.slices if moved else 1):
             part = 1.0 / cache.slices if moved else 1.0
             wait = ready
@@ -290,11 +301,6 @@ class LayerTasks:
             return 0.0
         per_byte = HALF * self.pricing.setup.model.hidden * self.step.tokens / op.kv_write
         return size * cache.recompute * per_byte
-
-    def _rebuild(self, op: Operator, used: float) -> Work:
-        """Keys and values from kept inputs: two FLOPs per input and cached element of every past token."""
-        flops = self.policy.cache.recompute * used * op.kv_read / HALF * 2.0 * self.pricing.setup.model.hidden
-        return Work({"gpu0.compute": flops / self.pricing.gpu.gemm["float"]})
 
     def _attend_elsewhere(
         self, graph: GraphBuilder, op: Operator, size: float, share: float, before: tuple[int, ...]
@@ -364,8 +370,12 @@ class LayerTasks:
         if plan.disk_share:
             read = pricing.read(size * plan.disk_share)
             wait = (graph.add(f"{name} read", read, stream=f"disk {name}", after=wait, kind="disk"),)
-        copy = pricing.copy(size, pinned=self.policy.experts.pinned)
-        return graph.add(name, copy, stream=f"h2d {name}", after=wait, kind="copy")
+        pinned = self.policy.experts.pinned
+        task = graph.add(name, pricing.copy(size, pinned=pinned), stream=f"h2d {name}", after=wait, kind="copy")
+        if self.policy.experts.returned:
+            back = pricing.copy(size, D2H, pinned=pinned)
+            task = graph.add(f"{name} back", back, stream=f"h2d {name}", after=task, kind="copy")
+        return task
 
     def _experts_on_cpu(self, graph: GraphBuilder, history: History, router: int) -> list[int]:
         """Missed experts where they lie; a deferred share may end in the next layer."""
@@ -386,20 +396,3 @@ class LayerTasks:
 def _first_third(pieces: list[int]) -> int:
     """Pieces that the projections before the attention need; 0 where a layer comes in one, which all wait for."""
     return max(1, len(pieces) // 3) if len(pieces) > 1 else 0
-
-
-def _as_stored(parts: LayerParts, dense: float, routed: float) -> LayerParts:
-    """Operators that read weights in a stored form of so many bytes per byte of the model's format."""
-    if dense == routed == 1.0:
-        return parts
-
-    def smaller(operators: tuple[Operator, ...], stored: float) -> tuple[Operator, ...]:
-        return tuple(replace(op, weight_bytes=op.weight_bytes * stored) for op in operators)
-
-    return replace(
-        parts,
-        before=smaller(parts.before, dense),
-        after=smaller(parts.after, dense),
-        beside=smaller(parts.beside, dense),
-        experts=smaller(parts.experts, routed),
-    )

@@ -40,6 +40,7 @@ _MODULES = (
     "fate",
     "hobbit",
     "hybrimoe",
+    "moe_lightning",
     "headinfer",
     "instinfer",
     "infinigen",

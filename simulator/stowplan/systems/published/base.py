@@ -56,7 +56,8 @@ class Published:
         disk: whether what fits nowhere else may be on disk.
         quality: None for exact; else what the paper reports of the answers.
         constants: its own numbers, with their sources; every number of the policy that is not a choice is among them.
-        figures: figures that it replaces, by name: a kernel of its own.
+        figures: figures that it replaces, by name: a kernel of its own. ``name@process`` holds on chips of that
+            manufacturing process only, for kernels that lack what newer or older ones have.
         needs: ``experts`` for mixtures only, ``16-bit weights`` where a stored form is of no other.
         hardware: a device that machines do not have by themselves; runs only where that is assumed.
         existing: key of the engine of stowplan that runs it in full detail, if one does; the policy is then unused.

@@ -45,8 +45,11 @@ class PublishedSystem:
         """The setup with the system's own figures in place of those they replace."""
         if not self.declared.figures:
             return setup
+        chip = setup.machine.gpus[0].process if setup.machine.gpus else None
         numbers = {
-            name: Number(each.value, SourceKind(each.kind), each.where) for name, each in self.declared.figures.items()
+            name.partition("@")[0]: Number(each.value, SourceKind(each.kind), each.where)
+            for name, each in self.declared.figures.items()
+            if name.partition("@")[2] in ("", chip)
         }
         return Setup(setup.machine, setup.model, Figures({**setup.figures, **numbers}))
 
