@@ -62,7 +62,7 @@ def machine_document(machine: Machine, dimensions: Mapping[str, Dimension] | Non
         "reserved": _number(machine.reserved, "bytes"),
     }
     document |= {name: value for name, value in (("gpus", gpus), ("disks", disks)) if value}
-    document |= _host_links(machine)
+    document |= _host_links(machine) | ({"memory_nodes": machine.nodes} if machine.nodes != machine.sockets else {})
     if machine.peer is not None:
         document["peer"] = machine.peer.key
     document["parts"] = parts

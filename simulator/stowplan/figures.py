@@ -58,7 +58,8 @@ class Figures(Mapping[str, Number]):
 def machine_figures(machine: Machine) -> dict[str, Number]:
     """Effective rates of a machine by name.
 
-    ``host.dram``, ``host.clock``, ``host.lanes`` (fp32 FLOPs per core and cycle, the width of its vectors); per GPU i
+    ``host.dram``, ``host.clock``, ``host.lanes`` (fp32 FLOPs per core and cycle, its vectors' width), with several
+    sockets ``host.link`` (what one reads of another's memory); per GPU i
     ``gpu{i}.hbm``, ``gpu{i}.unit_clock`` (units times clock), ``gpu{i}.power``, ``gpu{i}.flop_energy`` (joules),
     ``gpu{i}.peak.{arithmetic}``, ``gpu{i}.{h2d,d2h}.{pinned,pageable}``; ``disk.read``, ``disk.write``,
     ``disk.faults``, ``disk.latency``; ``peer`` for copies between GPUs.
@@ -68,6 +69,9 @@ def machine_figures(machine: Machine) -> dict[str, Number]:
         "host.clock": machine.cpu.clock,
         "host.lanes": replace(machine.cpu.flops_per_cycle, sd=0.0),
     }
+    link = rates.socket_link(machine)
+    if link is not None:
+        numbers["host.link"] = link
     for i, gpu in enumerate(machine.gpus):
         name = f"gpu{i}"
         numbers[f"{name}.hbm"] = rates.gpu_read_bandwidth(gpu)

@@ -203,14 +203,32 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("path", OVERRIDES)
 def test_every_path_changes_the_machine(path: str) -> None:
-    spec = "dual-rtx-3090-nvlink-256"
+    spec = "dual-rtx-3090-nvlink-256" if not path.startswith("socket_link") else "2x epyc-9355 + ddr5-6400x24:768GiB"
     text = f"{path}={EXAMPLES[OVERRIDES[path].dimension]}" if "generation" not in path else f"{path}=3"
     changed = load_machine(spec, [text])
     plain = load_machine(spec)
     same = [getattr(changed, name) == getattr(plain, name) for name in ("gpus", "cpu", "memory", "disks", "pcie")]
-    same += [changed.peer == plain.peer, changed.reserved == plain.reserved]
+    same += [getattr(changed, name) == getattr(plain, name) for name in ("peer", "reserved", "nodes", "socket_link")]
     assert not all(same)
     assert rebuilt(changed) == changed
+
+
+def test_memory_nodes_follow_sockets_unless_they_are_given() -> None:
+    spec = "2x epyc-9355 + ddr5-6400x24:768GiB"
+    assert [load_machine(spec, changes).nodes for changes in ([], ["memory.nodes=1"], ["memory.nodes=8"])] == [2, 1, 8]
+    assert load_machine("epyc-9355 + ddr5-6400x12:768GiB").nodes == 1
+    with pytest.raises(InputError, match=r"memory\.nodes=3"):
+        load_machine(spec, ["memory.nodes=3"])
+    with pytest.raises(InputError, match="one socket"):
+        load_machine("epyc-9355 + ddr5-6400x12:768GiB", ["socket_link.bandwidth=100GB/s"])
+
+
+def test_a_machine_file_may_divide_its_memory(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text('name = "server"\ncpu = "2x epyc-9355"\nmemory = "ddr5-6400x24:768GiB"\nmemory_nodes = 8\n')
+    machine = load_machine(str(path))
+    assert machine.nodes == 8
+    assert machine.socket_link is not None and machine.socket_link.key == "xgmi-3-x4"
 
 
 GPUS = st.sampled_from(["rtx-4090", "rtx-3090", "h100-sxm", "t4", "mi300x"])

@@ -57,6 +57,8 @@ def test_links_and_memory_that_parts_name_exist() -> None:
         assert gpu.peer_link is None or library.has_part("link", gpu.peer_link)
         assert gpu.unified or library.has_part("link", f"pcie-{gpu.pcie_generation}.0")
     for key in list_keys("cpu"):
+        link = library.load_cpu(key).socket_link
+        assert link is None or library.has_part("link", link), key
         for name in library.load_cpu(key).measured:
             kind = name.partition(":")[2].rpartition("x")[0]
             assert library.has_part("memory", kind), (key, name)

@@ -25,6 +25,7 @@ from stowplan.machines.probe import (
     parse_memory_limit,
     parse_sysctl,
     read_disks,
+    read_nodes,
 )
 
 GIB = 2**30
@@ -95,6 +96,16 @@ def test_a_known_desktop_becomes_its_library_parts() -> None:
     assert machine.spec == "auto"
     assert r.host_to_device(machine).kind is SourceKind.MEASURED
     assert r.dram_bandwidth(machine).kind is SourceKind.ASSUMED
+
+
+def test_memory_nodes_are_those_that_the_system_numbers(tmp_path: Path) -> None:
+    for name in ("node0", "node1", "node10", "possible", "online", "nodes"):
+        (tmp_path / name).mkdir()
+    assert read_nodes(tmp_path) == 3
+    assert read_nodes(tmp_path / "absent") == 0
+    server = CpuFacts("AMD EPYC 9355 32-Core Processor", 2, 32, ("avx2", "avx512"), 3.9e9)
+    nodes = [machine_of(Found(server, 768 * GIB, nodes=count)).nodes for count in (0, 1, 2, 3, 8)]
+    assert nodes == [2, 1, 2, 2, 8]
 
 
 def test_a_gpu_on_a_narrow_link_loses_what_was_measured_on_a_wide_one() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stowplan.errors import InputError
-from stowplan.machines import SourceKind, list_keys, load_disk, load_gpu, load_machine
+from stowplan.machines import SourceKind, list_keys, load_cpu, load_disk, load_gpu, load_machine
 from stowplan.machines import rates as r
 
 
@@ -118,3 +118,29 @@ def test_bandwidth_override_keeps_the_reached_share() -> None:
     assert r.gpu_read_bandwidth(plain.gpus[0]).value == pytest.approx(0.9 * 320e9)
     assert r.gpu_read_bandwidth(twice.gpus[0]).value == pytest.approx(2 * 921e9)
     assert r.gpu_read_bandwidth(twice.gpus[0]).kind is SourceKind.FITTED
+
+
+def test_interleaving_over_two_skylakes_reaches_what_was_measured() -> None:
+    # 130 GB/s interleaved over both sockets, 100 GB/s on each with a node of its own (ik_llama.cpp discussion 258);
+    # half of what each socket reads crosses, in one of two directions
+    machine = load_machine("2x xeon-gold-6138 + ddr4-2666x12:1TiB", ["memory.bandwidth=200GB/s"])
+    link = r.socket_link(machine)
+    assert link is not None
+    assert min(r.dram_bandwidth(machine).value, 4 * link.value) == pytest.approx(130e9, rel=0.05)
+
+
+@pytest.mark.parametrize("cpu", [key for key in list_keys("cpu") if key.startswith(("xeon", "epyc"))])
+def test_another_sockets_memory_is_slower_than_ones_own(cpu: str) -> None:
+    kind = "ddr5-4800" if load_cpu(cpu).memory_kind == "ddr5" else "ddr4-2666"
+    spec = f"2x {cpu} + {kind}x{2 * load_cpu(cpu).memory_channels}:256GiB"
+    link = r.socket_link(load_machine(spec))
+    assert link is not None
+    assert 0.2 < link.value / (r.dram_bandwidth(load_machine(spec)).value / 2) < 0.9
+    assert r.socket_link(load_machine(f"{cpu} + {kind}x1:32GiB")) is None
+
+
+def test_links_that_nobody_names_are_a_share_of_the_memory() -> None:
+    machine = load_machine("2x ryzen-9-9950x + ddr5-5600x4:128GiB")
+    link = r.socket_link(machine)
+    assert link is not None
+    assert link.value == pytest.approx(0.35 * r.dram_bandwidth(machine).value / 2)

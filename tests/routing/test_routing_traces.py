@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stowplan.errors import BadFile, InputError
 from stowplan.routing.caches import POLICIES, expected_hit_rate, hit_rate
 from stowplan.routing.generate import UNIFORM, RoutingProfile, generate, profile_for
-from stowplan.routing.metrics import segment_cache, segment_routing
+from stowplan.routing.metrics import segment_coverage
 from stowplan.routing.reading import read_routing
 from stowplan.routing.trace import RoutingTrace, popularity_classes
 
@@ -44,11 +44,13 @@ def test_no_cache_beats_the_one_that_knows_the_future(
 ) -> None:
     active = data.draw(st.integers(1, experts // 2))
     capacity = data.draw(st.integers(active, experts))
-    trace = generate(profile, experts, active, 80, seed)
+    trace = generate(profile, experts, active, 200, seed)
     best = hit_rate(trace, capacity, "belady")
+    # What it holds when counting begins may lack experts that another holds by then, each worth at most one miss.
+    slack = capacity / (0.8 * 200 * active)
     # A fixed set is filled in advance, so only caches that start empty are bounded by it.
     for policy in ("lru", "lfu", "score"):
-        assert hit_rate(trace, capacity, policy) <= best + 1e-12
+        assert hit_rate(trace, capacity, policy) <= best + slack + 1e-12
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -65,26 +67,6 @@ def test_persistence_and_popularity_raise_the_hit_rate() -> None:
     assert expected_hit_rate(RoutingProfile(0.0, 0.6), 64, 8, 16) > base + 0.1
 
 
-@pytest.mark.parametrize(
-    ("model", "experts", "active", "share", "policy", "published"),
-    [
-        ("mixtral-8x7b", 8, 2, 0.25, "lru", 0.302),
-        ("mixtral-8x7b", 8, 2, 0.75, "lru", 0.806),
-        ("mixtral-8x7b", 8, 2, 0.75, "score", 0.833),
-        ("deepseek-v2-lite", 64, 6, 0.25, "lru", 0.477),
-        ("deepseek-v2-lite", 64, 6, 0.25, "score", 0.527),
-        ("qwen2-57b-a14b", 64, 8, 0.25, "lru", 0.450),
-        ("qwen2-57b-a14b", 64, 8, 0.25, "score", 0.528),
-    ],
-)
-def test_profiles_give_published_hit_rates(
-    model: str, experts: int, active: int, share: float, policy: str, published: float
-) -> None:
-    # HybriMoE, arXiv:2504.05897, Fig. 9.
-    found = expected_hit_rate(profile_for(model), experts, active, share * experts, policy)
-    assert found == pytest.approx(published, abs=0.03)
-
-
 def test_a_model_without_a_profile_gets_the_assumed_one() -> None:
     assert profile_for("no-such-model").kind == "assumed"
     assert profile_for("mixtral-8x7b").kind == "fitted"
@@ -92,18 +74,9 @@ def test_a_model_without_a_profile_gets_the_assumed_one() -> None:
 
 def test_segments_of_one_token_are_covered_by_as_many_experts_as_it_uses() -> None:
     trace = generate(RoutingProfile(0.3, 0.4), 32, 4, 300)
-    assert segment_routing(trace, 1, 4) == 1.0
-    assert segment_routing(trace, 64, 4) < segment_routing(trace, 8, 4) < 1.0
-    assert segment_routing(trace, 8, 32) == 1.0
-
-
-def test_segment_caches_pay_for_what_they_bring() -> None:
-    same = RoutingTrace(4, ((0, 1),) * 10)
-    assert segment_cache(same, 5, 2) == pytest.approx(1 - 2 / 20)  # two experts brought once, hit ever after
-    turning = RoutingTrace(4, ((0,), (1,), (2,), (3,)))
-    assert segment_cache(turning, 1, 1) == 0.0
-    local, uniform = (generate(RoutingProfile(0.0, r), 32, 4, 600) for r in (0.7, 0.0))
-    assert segment_cache(local, 16, 8) > segment_cache(uniform, 16, 8) + 0.1
+    assert segment_coverage(trace, 1, 4) == 1.0
+    assert segment_coverage(trace, 64, 4) < segment_coverage(trace, 8, 4) < 1.0
+    assert segment_coverage(trace, 8, 32) == 1.0
 
 
 def test_popularity_classes_keep_the_experts_and_what_they_serve() -> None:

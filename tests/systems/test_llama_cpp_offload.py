@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.strategies import setup_of
 
+from stowplan.kernels import Layout
 from stowplan.ops import Part, distinct_experts
 from stowplan.plan import Workload
 from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
@@ -19,7 +20,9 @@ from stowplan.systems.llama_cpp_flags import read_flags
 from stowplan.systems.llama_cpp_offload import (
     copied_from,
     copies_all_experts,
+    cpu_layout,
     dequantises,
+    pinned,
     runs_experts_in_turn,
     touched_experts,
 )
@@ -60,6 +63,34 @@ def test_from_how_many_tokens_weights_are_copied(
     assert copied_from(settings, format_key, experts) == tokens
 
 
+def test_early_builds_copied_only_the_last_product_of_an_expert() -> None:
+    for built, gate in (("2025-05-11", inf), ("2025-05-12", 32)):
+        assert copied_from(ik(built), "q4_k", EXPERTS, Part.EXPERT_GATE) == gate
+        assert copied_from(ik(built), "q4_k", EXPERTS, Part.EXPERT_UP) == gate
+        assert copied_from(ik(built), "q4_k", EXPERTS, Part.EXPERT_DOWN) == 32
+    assert copied_from(LlamaCppSettings(built="2025-01"), "q4_k", EXPERTS, Part.EXPERT_GATE) == 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "format_key", "rows", "layout"),
+    [
+        (ik(), "q4_k", 1, Layout.PLAIN),
+        (ik(), "q4_k", 31, Layout.PLAIN),
+        (ik(), "q4_k", 32, Layout.UNPACKED),
+        (ik(), "q6_k", 63, Layout.PLAIN),
+        (ik(), "q6_k", 64, Layout.UNPACKED),
+        (ik("2025-06-17"), "q4_k", 512, Layout.PLAIN),
+        (ik(), "f16", 512, Layout.PLAIN),
+        (ik(), "q4_k_r4", 512, Layout.ROWS),
+        (ik(repacked=True), "q4_k", 1, Layout.ROWS),
+        (ik(repacked=True), "iq3_kt", 512, Layout.UNPACKED),
+        (LlamaCppSettings(), "q4_k", 512, Layout.PLAIN),
+    ],
+)
+def test_how_the_cpu_meets_weights(settings: LlamaCppSettings, format_key: str, rows: float, layout: Layout) -> None:
+    assert cpu_layout(settings, format_key, rows) is layout
+
+
 @pytest.mark.parametrize(
     ("settings", "everything"),
     [
@@ -73,6 +104,51 @@ def test_from_how_many_tokens_weights_are_copied(
 )
 def test_which_builds_copy_every_expert(settings: LlamaCppSettings, everything: bool) -> None:
     assert copies_all_experts(settings) is everything
+
+
+@pytest.mark.parametrize(
+    ("settings", "whole", "part"),
+    [
+        (LlamaCppSettings(), True, True),
+        (LlamaCppSettings(load_mode="mmap"), False, False),
+        (LlamaCppSettings(built="2025-07"), True, True),
+        (LlamaCppSettings(built="2025-06"), True, False),
+        (ik(), True, True),
+        (ik("2026-03-24"), True, False),
+    ],
+)
+def test_which_weights_are_pinned(settings: LlamaCppSettings, whole: bool, part: bool) -> None:
+    assert (pinned(settings, overridden=False), pinned(settings, overridden=True)) == (whole, part)
+
+
+def test_the_fork_pins_overridden_weights_instead_of_mapping_them() -> None:
+    settings = LlamaCppSettings(engine="ik_llama.cpp", load_mode="mmap")
+    assert pinned(settings, overridden=True)
+    assert not pinned(settings, overridden=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "bound"),
+    [
+        ("xeon-platinum-8480 + ddr5-4800x8:512GiB", "host.copier"),
+        ("ryzen-9-7950x + ddr5-5200x2:64GiB", "host.dram"),
+        ("epyc-9355 + ddr5-6400x12:768GiB", "gpu0.h2d"),
+    ],
+)
+def test_what_bounds_copies_of_pageable_weights(host: str, bound: str) -> None:
+    """One core of a Xeon is slower than the link, a desktop's memory moves three bytes for one."""
+    setup = setup_of(f"rtx-4090 + {host}", (), "qwen3-30b-a3b", "q4_k_m")
+    workload = Workload(prompt=4096, generate=1)
+    seconds = {}
+    for mode in ("none", "mmap"):
+        settings = LlamaCppSettings.model_validate({"load_mode": mode, "ubatch": 512})
+        run = LlamaCppRun(setup, workload, settings)
+        plan = make_plan(setup.machine, ("qwen3-30b-a3b", "q4_k_m"), workload, settings, experts_in_ram(run, 48))
+        evaluation = LlamaCpp().evaluate(setup, plan)
+        seconds[mode] = evaluation.prefill_s
+    limiting = {name: share for name, share in evaluation.prefill_shares.items() if name.startswith(("host", "gpu0.h"))}
+    assert max(limiting, key=lambda name: limiting[name]) == bound
+    assert seconds["mmap"] > 1.1 * seconds["none"] or bound == "gpu0.h2d"
 
 
 def test_early_builds_turn_weights_into_halves_first() -> None:
@@ -137,17 +213,24 @@ def prefill(spec: str, key: str, settings: LlamaCppSettings, *, depth: int = 0, 
     return LlamaCpp().evaluate(setup, plan).prefill_s
 
 
-def test_expanded_latents_are_cheaper_over_a_deep_prompt() -> None:
-    absorbed, expanded = (
-        [
-            prefill(ONE, "deepseek-v2-lite", LlamaCppSettings(engine="ik_llama.cpp", mla=mla), depth=d)
-            for d in (0, 65536)
-        ]
-        for mla in (1, 3)
+def grown(mla: int, ubatch: int) -> float:
+    """Seconds that a prompt takes more after 65,536 tokens than after none."""
+    settings = LlamaCppSettings.model_validate(
+        {"engine": "ik_llama.cpp", "mla": mla, "ubatch": ubatch, "batch": ubatch}
     )
-    assert expanded[1] - expanded[0] < 0.7 * (absorbed[1] - absorbed[0])
+    empty, deep = (prefill(ONE, "deepseek-v2-lite", settings, depth=depth) for depth in (0, 65536))
+    return deep - empty
+
+
+def test_expanded_latents_are_cheaper_over_a_deep_prompt() -> None:
+    assert grown(3, 4096) < 0.7 * grown(1, 4096)
     mainline = [prefill(ONE, "deepseek-v2-lite", LlamaCppSettings(mla=mla), depth=65536) for mla in (1, 3)]
     assert mainline[0] == mainline[1]
+
+
+def test_every_micro_batch_expands_all_cached_latents() -> None:
+    assert grown(3, 512) > grown(3, 4096) + 7 * 65536 * 27 * 16 * 4096 / 1008e9
+    assert grown(1, 512) < 1.1 * grown(1, 4096)
 
 
 def test_micro_batches_overlap_on_several_gpus_only_without_host_memory() -> None:

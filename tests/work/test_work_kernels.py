@@ -8,7 +8,16 @@ import pytest
 from tests.strategies import machine_of, setup_of
 
 from stowplan.figures import Figures, figures_for
-from stowplan.kernels import CpuKernels, GpuKernels, family, idle_constants, kernel_names, vector_units
+from stowplan.kernels import (
+    AttentionKernel,
+    CpuKernels,
+    GpuKernels,
+    Layout,
+    family,
+    idle_constants,
+    kernel_names,
+    vector_units,
+)
 from stowplan.ops import Kind, Operator, Part
 from stowplan.plan import Workload
 from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
@@ -17,6 +26,7 @@ from stowplan.systems.llama_cpp_commands import make_plan
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 
 ADA = "rtx-4080 + ryzen-9-7950x + ddr5-5200x2:64GiB"
+SERVER = "epyc-9355 + ddr5-6400x12:768GiB"
 
 
 def product(rows: float, key: str = "q4_k", part: Part = Part.FFN_UP) -> Operator:
@@ -58,7 +68,8 @@ def test_interleaved_rows_count_as_the_plain_format() -> None:
         (("avx2", "avx-vnni"), 32, "vnni"),
         (("avx2", "avx512"), 64, "avx512"),
         (("avx2", "avx512", "vnni"), 32, "vnni"),
-        (("avx2", "avx512", "vnni"), 64, "wide"),
+        (("avx2", "avx512", "vnni"), 64, "wide-intel"),
+        (("avx2", "avx512", "vnni", "bf16"), 64, "wide"),
         (("avx2", "avx512", "vnni", "amx"), 64, "amx"),
         (("neon", "dotprod"), 32, "neon"),
     ],
@@ -99,6 +110,94 @@ def test_a_cache_is_read_again_for_heads_that_share_no_read() -> None:
     assert seconds(1) == seconds(4) == seconds(8) < seconds(12) == pytest.approx(3 * seconds(8))
     assert seconds(128) == pytest.approx(kernels.passes * seconds(8))
     assert seconds(12, rows=512) == seconds(8, rows=512)
+
+
+def decode_attention(group: int, cache: str = "f16") -> Operator:
+    """Attention of one query over 32,768 tokens: 8 key/value heads of 128 elements."""
+    rows = 8 * 32768.0
+    size = rows * 256 * {"f16": 2.0, "q8_0": 34 / 32}[cache]
+    return Operator(
+        "attention",
+        Part.KV,
+        Kind.ATTENTION,
+        flops=4 * 128 * group * rows,
+        kv_read=size,
+        m=1,
+        format=cache,
+        group=group,
+        scores=group * rows,
+    )
+
+
+def test_heads_that_read_the_cache_by_themselves_take_time_each() -> None:
+    kernels = gpu(ADA)
+    seconds = [
+        kernels.work(decode_attention(group, cache), attention=AttentionKernel.VECTOR).amounts["gpu0.compute"]
+        for group, cache in ((4, "f16"), (8, "f16"), (16, "f16"), (16, "q8_0"))
+    ]
+    assert seconds[1] == pytest.approx(2 * seconds[0])
+    assert seconds[2] == pytest.approx(4 * seconds[0])
+    assert seconds[3] == seconds[2]
+
+
+def test_heads_share_a_read_of_the_cache_by_powers_of_two() -> None:
+    kernels = gpu(ADA)
+    seconds = {
+        group: kernels.work(decode_attention(group), attention=AttentionKernel.MATRIX).amounts["gpu0.compute"]
+        for group in (2, 4, 8, 12, 16)
+    }
+    assert seconds[2] == seconds[4] == seconds[8]
+    assert seconds[16] == pytest.approx(2 * seconds[8])
+    assert seconds[12] == pytest.approx(3 * seconds[8])
+
+
+def test_matrix_units_read_a_quantised_cache_as_halves() -> None:
+    kernels, plain, short = gpu(ADA), decode_attention(16), decode_attention(16, "q8_0")
+    moved = {kernel: kernels.work(short, attention=kernel).amounts["gpu0.hbm"] for kernel in (*AttentionKernel, None)}
+    assert moved[AttentionKernel.VECTOR] == moved[None] == short.kv_read
+    assert moved[AttentionKernel.MATRIX] == pytest.approx(short.kv_read + 2 * plain.kv_read)
+    assert kernels.work(plain, attention=AttentionKernel.MATRIX).amounts["gpu0.hbm"] == plain.kv_read
+
+
+def test_the_first_pass_over_weights_waits_for_memory_and_the_rest_does_not() -> None:
+    kernels = cpu(SERVER, stalls=1.0)
+    op = replace(product(64), n=14336)
+    fetch, later, after = kernels.in_passes(op, Layout.PLAIN)
+    assert fetch.amounts["host.dram"] == op.weight_bytes
+    assert "host.dram" not in later.amounts
+    assert kernels.columns is not None
+    waiting = kernels.stall * op.weight_bytes
+    first = fetch.amounts["host.cores"] - waiting
+    assert first / (first + later.amounts["host.cores"]) == pytest.approx(kernels.columns / 64)
+    assert first + later.amounts["host.cores"] + waiting == pytest.approx(
+        kernels.work(op, Layout.PLAIN).amounts["host.cores"]
+    )
+    assert after.amounts["host.dram"] == pytest.approx(kernels.element_bytes * 64 * 14336)
+    assert kernels.in_passes(product(1), Layout.PLAIN) == (kernels.work(product(1)),)
+
+
+def test_layouts_of_weights_have_rates_of_their_own() -> None:
+    kernels = cpu(ADA)
+    seconds = {
+        (layout, rows): kernels.work(product(rows), layout).amounts["host.cores"]
+        for layout in Layout
+        for rows in (1, 32, 512)
+    }
+    assert seconds[Layout.ROWS, 1] < seconds[Layout.PLAIN, 1]
+    assert seconds[Layout.ROWS, 512] < seconds[Layout.PLAIN, 512]
+    assert seconds[Layout.UNPACKED, 512] < seconds[Layout.PLAIN, 512]
+    assert seconds[Layout.UNPACKED, 32] > 0.8 * seconds[Layout.PLAIN, 32]
+
+
+def test_wide_units_are_half_empty_under_kernels_with_narrow_vectors() -> None:
+    def per_clock(spec: str, key: str, layout: Layout) -> float:
+        seconds = cpu(spec).work(product(512, key), layout).amounts["host.cores"]
+        return 1.0 / (seconds * figures_for(machine_of(spec), "llama.cpp").value("host.clock"))
+
+    plain, narrow = (
+        per_clock(SERVER, "q4_k", layout) / per_clock(ADA, "q4_k", layout) for layout in (Layout.PLAIN, Layout.ROWS)
+    )
+    assert 1.0 < narrow < plain
 
 
 def test_rows_of_few_tokens_are_multiplied_one_by_one_and_many_together() -> None:

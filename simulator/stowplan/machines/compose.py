@@ -39,6 +39,7 @@ class _Parts:
     peer: Link | None = None
     reserved: Number | None = None
     memory_bandwidth: Number | None = None
+    memory_nodes: int | None = None
 
 
 def load_machine(spec: str, overrides: Sequence[str] = ()) -> Machine:
@@ -95,9 +96,10 @@ def join_parts(
     sockets: int = 1,
     name: str | None = None,
     reserved: Number | None = None,
+    nodes: int = 0,
 ) -> Machine:
-    """A machine from parts that are already built; used where no profile file describes them."""
-    parts = _Parts(list(gpus), cpu, sockets, memory, list(disks), reserved=reserved)
+    """A machine from parts that are already built, with 0 `nodes` one memory node for each socket."""
+    parts = _Parts(list(gpus), cpu, sockets, memory, list(disks), reserved=reserved, memory_nodes=nodes or None)
     return _join(parts, key, spec, name)
 
 
@@ -203,6 +205,7 @@ def _parts_of(fields: Mapping[str, Any], path: Path) -> _Parts:
         pcie_generation=fields.get("pcie_generation"),
         reserved=fields.get("reserved"),
         memory_bandwidth=fields.get("memory_bandwidth"),
+        memory_nodes=fields.get("memory_nodes"),
     )
     for item in fields.get("gpus", ()):
         count, name = _counted(item)
@@ -252,7 +255,13 @@ def _join(parts: _Parts, key: str, spec: str, name: str | None) -> Machine:
         peer=_peer(gpus, parts.peer),
         network=parts.network,
         reserved=parts.reserved or _usual_reserve(memory),
+        nodes=parts.memory_nodes or parts.sockets,
+        socket_link=_socket_link(cpu, parts.sockets),
     )
+
+
+def _socket_link(cpu: Cpu, sockets: int) -> Link | None:
+    return library.load_link(cpu.socket_link) if sockets > 1 and cpu.socket_link is not None else None
 
 
 def _check_memory(cpu: Cpu, sockets: int, memory: Memory) -> None:

@@ -165,6 +165,8 @@ def load_cpu(name: str) -> Cpu:
         measured=fields.get("measured", {}),
         power=fields.get("power"),
         price=fields.get("price"),
+        socket_link=fields.get("socket_link"),
+        memory_clusters=fields.get("memory_clusters", 1),
     )
 
 

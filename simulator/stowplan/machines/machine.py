@@ -93,6 +93,9 @@ class Cpu:
             channels of the socket); plain ``read_bandwidth`` is what this very machine reaches, whatever its memory.
         pcie_generation: generation of its own lanes.
         pcie_lanes: lanes of one socket that accelerators can use; several GPUs share them.
+        socket_link: key of what joins two sockets of it, all links together; None if nobody says.
+        memory_clusters: groups of channels of one socket that firmware interleaves apart where an odd number of
+            channels is populated, so that it cannot interleave all of them.
     """
 
     key: str
@@ -109,6 +112,8 @@ class Cpu:
     measured: Mapping[str, Number] = field(default_factory=dict)
     power: Number | None = None
     price: Number | None = None
+    socket_link: str | None = None
+    memory_clusters: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,9 @@ class Machine:
         peer: GPU-to-GPU link, None when copies go through the host.
         network: network links by key.
         reserved: bytes of host memory that the operating system and other programs keep.
+        nodes: parts into which firmware divides the memory, each interleaved over its own channels: one for each
+            socket, more with clusters in a socket (NPS4), one in all where it interleaves over the sockets (NPS0).
+        socket_link: the links between two sockets, all together, raw in each direction; None with one socket.
     """
 
     key: str
@@ -192,6 +200,8 @@ class Machine:
     peer: Link | None
     network: Mapping[str, Link]
     reserved: Number
+    nodes: int = 1
+    socket_link: Link | None = None
     overrides: tuple[tuple[str, str], ...] = ()
     constants: Mapping[str, Number] = field(default_factory=dict)
 
@@ -199,6 +209,17 @@ class Machine:
     def settings(self) -> list[str]:
         """The overrides as ``--set`` takes them: ``path=value``."""
         return [f"{path}={value}" for path, value in self.overrides]
+
+    @property
+    def interleave_sets(self) -> int:
+        """Parts of the memory that are interleaved each over channels of their own: the nodes, or smaller ones.
+
+        An odd number of channels makes disjoint regions, each within a group of channels (Dell, Balanced Memory with
+        2nd Generation AMD EPYC Processors for PowerEdge Servers, 2020, guideline 4.2).
+        """
+        own, rest = divmod(self.memory.channels, self.sockets)
+        even = rest == 0 and (own == 1 or own % 2 == 0)
+        return self.nodes if even else max(self.nodes, self.cpu.memory_clusters * self.sockets)
 
     @property
     def cores(self) -> int:

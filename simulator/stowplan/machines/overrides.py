@@ -204,6 +204,24 @@ def _memory_bandwidth(machine: Machine, _: int, value: float) -> Machine:
     return replace(machine, cpu=replace(machine.cpu, measured={**machine.cpu.measured, _READ: per_socket}))
 
 
+def _memory_nodes(machine: Machine, _: int, value: float) -> Machine:
+    nodes = int(value)
+    if nodes != 1 and nodes % machine.sockets:
+        raise InputError(
+            f"memory.nodes={nodes}: {machine.key} has {machine.sockets} socket(s), each divided alike; write 1 for one "
+            f"node over all of them, or a multiple of {machine.sockets}"
+        )
+    return replace(machine, nodes=nodes)
+
+
+def _socket_link_bandwidth(machine: Machine, _: int, value: float) -> Machine:
+    if machine.sockets < 2:
+        raise InputError(f"socket_link.bandwidth: {machine.key} has one socket")
+    latency = given(0.0) if machine.socket_link is None else machine.socket_link.latency
+    link = Link("given", "link between the sockets", given(value), latency)
+    return replace(machine, socket_link=link)
+
+
 def _cpu_cores(machine: Machine, _: int, value: float) -> Machine:
     return replace(machine, cpu=replace(machine.cpu, cores=int(value)))
 
@@ -250,6 +268,8 @@ OVERRIDES: Mapping[str, Override] = {
     "memory.channels": Override("count", "memory channels over all sockets", _memory_channels),
     "memory.channel_bandwidth": Override("bytes/s", "peak of one channel", _memory_channel_bandwidth),
     "memory.bandwidth": Override("bytes/s", "measured read bandwidth of host memory", _memory_bandwidth),
+    "memory.nodes": Override("count", "memory nodes over all sockets: 8 for NPS4 on two, 1 for NPS0", _memory_nodes),
+    "socket_link.bandwidth": Override("bytes/s", "raw links between two sockets, each way", _socket_link_bandwidth),
     "cpu.cores": Override("count", "physical cores of one socket", _cpu_cores),
     "cpu.clock": Override("hertz", "sustained all-core clock", _cpu_clock),
     "disk.capacity": Override(

@@ -66,12 +66,13 @@ class DiskFacts:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Everything that was found out about a computer."""
+    """Everything that was found out about a computer; `nodes` counts the parts of its memory, 0 where nobody tells."""
 
     cpu: CpuFacts
     memory: float
     disks: tuple[DiskFacts, ...] = ()
     gpus: tuple[NvmlGpu, ...] = field(default=())
+    nodes: int = 0
 
 
 def probe_machine() -> Machine:
@@ -85,7 +86,8 @@ def probe_machine() -> Machine:
         cpu = parse_cpuinfo(_read(Path("/proc/cpuinfo")), platform.machine())
         memory = parse_meminfo(_read(Path("/proc/meminfo")))
         limit = parse_memory_limit(_read(Path("/sys/fs/cgroup/memory.max")))
-        found = Found(cpu, min(memory, limit or memory), read_disks(Path("/sys/block")), read_nvml())
+        disks, nodes = read_disks(Path("/sys/block")), read_nodes(Path("/sys/devices/system/node"))
+        found = Found(cpu, min(memory, limit or memory), disks, read_nvml(), nodes)
     elif system == "Darwin":
         found = parse_sysctl(_sysctl())
     else:
@@ -107,6 +109,7 @@ def machine_of(found: Found) -> Machine:
         sockets=found.cpu.sockets,
         memory=memory,
         disks=[_disk_part(each) for each in found.disks],
+        nodes=found.nodes if found.nodes == 1 or found.nodes % found.cpu.sockets == 0 else 0,
     )
 
 
@@ -139,6 +142,13 @@ def parse_cpuinfo(text: str, architecture: str = "x86_64") -> CpuFacts:
     cores = max((len(each) for each in cores_of.values()), default=max(processors, 1))
     isa = tuple(dict.fromkeys(name for flag, name in _ISA_FLAGS.items() if flag in flags.split()))
     return CpuFacts(model or f"unnamed {architecture} CPU", sockets, cores, isa, clock or None)
+
+
+def read_nodes(folder: Path) -> int:
+    """Memory nodes that the system has numbered in ``/sys/devices/system/node``; 0 where it numbers none."""
+    if not folder.is_dir():
+        return 0
+    return sum(1 for each in folder.iterdir() if re.fullmatch(r"node\d{1,4}", each.name))
 
 
 def parse_meminfo(text: str) -> float:

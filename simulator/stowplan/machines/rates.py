@@ -149,6 +149,17 @@ def gpu_to_gpu(machine: Machine) -> Number:
     return _share(min(copies, key=lambda rate: rate.value), shared_rates()["peer_through_host"])
 
 
+def socket_link(machine: Machine) -> Number | None:
+    """Bytes/s that one socket reads of another's memory while it reads nothing else; None with one socket."""
+    if machine.sockets < 2:
+        return None
+    shared = shared_rates()
+    if machine.socket_link is not None:
+        return _share(machine.socket_link.bandwidth, shared["socket_link"])
+    dram = dram_bandwidth(machine)
+    return _share(replace(dram, value=dram.value / machine.sockets), shared["socket_link_of_dram"])
+
+
 def disk_read(disk: Disk) -> Number:
     """Bytes/s of sequential reads with large requests at depth."""
     return disk.read

@@ -137,6 +137,8 @@ SCHEMA: Mapping[PartKind, tuple[Field, ...]] = {
         _text("memory_kind", "memory family such as ddr5; ddr4/ddr5 where it takes either", required=True),
         _count("pcie_generation", "generation of the socket's own lanes", required=True),
         _count("pcie_lanes", "lanes of one socket that accelerators can use", required=True),
+        _text("socket_link", "key of the link that joins two sockets, all lanes together"),
+        _count("memory_clusters", "groups of channels that are interleaved apart where an odd number is populated"),
         _number("bandwidth_ceiling", "bytes/s", "what the fabric between cores and memory passes"),
         Field(
             "measured",
@@ -187,6 +189,7 @@ SCHEMA: Mapping[PartKind, tuple[Field, ...]] = {
         _text("peer", "key of the GPU-to-GPU link, where the GPU's own file does not say"),
         Field("network", "texts", False, "keys of network links"),
         _number("memory_bandwidth", "bytes/s", "read bandwidth of this machine's memory, all sockets"),
+        _count("memory_nodes", "parts that firmware divides the memory into; one for each socket where absent"),
         _number("reserved", "bytes", "host memory that the operating system and other programs keep"),
     ),
     "rates": (
@@ -196,6 +199,13 @@ SCHEMA: Mapping[PartKind, tuple[Field, ...]] = {
         _number("gpu_read", "ratio", "GPU read bandwidth over datasheet", required=True),
         _number("link_pinned", "ratio", "pinned copies over raw link bandwidth", required=True),
         _number("link_pageable", "ratio", "pageable copies over pinned copies", required=True),
+        _number("socket_link", "ratio", "reads of another socket's memory over the raw links", required=True),
+        _number(
+            "socket_link_of_dram",
+            "ratio",
+            "reads of another socket's memory over reads of its own, where nobody names the links",
+            required=True,
+        ),
         _number(
             "peer_through_host",
             "ratio",

@@ -25,6 +25,7 @@ from stowplan.systems.base import RAM
 from stowplan.systems.llama_cpp import LlamaCppRun
 from stowplan.systems.llama_cpp_auto import automatic, experts_in_ram, layers_only
 from stowplan.systems.llama_cpp_commands import make_plan
+from stowplan.systems.llama_cpp_nodes import spread
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 from stowplan.units import format_bytes
 
@@ -145,7 +146,7 @@ class LlamaCppPlanner:
         self, workload: Workload, load_mode: str, ubatch: int, *, kv_offload: bool, below: float
     ) -> _Trial | None:
         chosen = {"load_mode": load_mode, "ubatch": ubatch, "batch": max(2048, ubatch), "kv_offload": kv_offload}
-        settings = LlamaCppSettings.model_validate(chosen | self.fixed)
+        settings = LlamaCppSettings.model_validate(chosen | spread(self.request.setup.machine, load_mode) | self.fixed)
         self.request.progress(
             f"batch {workload.batch}, micro-batch {ubatch}, cache {'with layers' if kv_offload else RAM}"
         )

@@ -34,8 +34,9 @@ def validation_page(found: Validation, targets: Targets) -> str:
     sections = [
         _heading(title, held_out, found.part("fit")),
         *_promises(found, targets),
-        *_scatters(found.rows),
+        *_scatters([row for row in found.rows if row.part != "fresh"]),
         *_errors(found, targets),
+        *_fresh(found, targets),
         *_calibration(found),
         *_winners(found, targets),
         *_worst(held_out),
@@ -119,6 +120,21 @@ def _errors(found: Validation, targets: Targets) -> list[Markup]:
         inner = _families(found.fitted, targets)
         content.append(tag("details", tag("summary", "The hardware that constants were set on"), inner))
     return [section("Errors by family", sentence, *content)]
+
+
+def _fresh(found: Validation, targets: Targets) -> list[Markup]:
+    rows = found.part("fresh")
+    if not rows:
+        return []
+    sentence = (
+        "Measurements on any hardware that were written down before anything predicted them; no fit sees them. "
+        "Strokes, bars and diamonds as above."
+    )
+    content: list[str] = [charts.error_strips(rows, "fresh"), _families(found.fresh, targets)]
+    if found.winners_fresh is not None:
+        pairs = found.winners_fresh
+        content.append(tag("p", f"Of {count(pairs.choices, 'choice')}, {_percent(pairs.share)} were predicted right."))
+    return [section("Fresh measurements", sentence, *content)]
 
 
 def _families(families: Iterable[Errors], targets: Targets) -> Markup:

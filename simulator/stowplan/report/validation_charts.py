@@ -111,7 +111,7 @@ def hover(row: Row, unit: str) -> str:
     """What a dot tells: the case, both values, and where the measurement was published. Markup is escaped."""
     source = row.source if len(row.source) <= 90 else row.source[:87] + "..."
     lines = (
-        f"{row.id} ({'held out' if row.part == 'held-out' else 'fit'})",
+        f"{row.id} ({'held out' if row.part == 'held-out' else row.part})",
         f"{row.family}: {row.model}",
         row.hardware,
         f"predicted {amount(row.predicted, unit)}, measured {amount(row.measured, unit)}: {row.ratio:.2f} times",
@@ -134,14 +134,17 @@ def unit_of(row: Row) -> str:
     return next(unit for _, _, figures, unit in _PANELS if row.figure in figures)
 
 
-def error_strips(rows: Sequence[Row]) -> Markup:
-    """Every family on a line: its figures by ratio, from the 10th to the 90th percentile, and the median."""
+def error_strips(rows: Sequence[Row], name: str = "errors") -> Markup:
+    """Every family on a line: its figures by ratio, from the 10th to the 90th percentile, and the median.
+
+    `name` is unique on the page.
+    """
     families = grouped(rows)
-    names = sorted(families, key=lambda name: (families[name][0].system, name), reverse=True)
+    names = sorted(families, key=lambda family: (families[family][0].system, family), reverse=True)
     tints = colours(rows)
     traces: list[dict[str, Any]] = [line([1.0, 1.0], [-0.6, len(names) - 0.4], line={"color": "#7d8791", "width": 1})]
-    for place, name in enumerate(names):
-        members = families[name]
+    for place, family in enumerate(names):
+        members = families[family]
         tint, weights = tints[members[0].system], record_weights(members)
         ratios = [min(max(row.ratio, _SPAN[0]), _SPAN[1]) for row in members]
         ends = [quantile(ratios, weights, share) for share in (0.1, 0.9)]
@@ -158,7 +161,7 @@ def error_strips(rows: Sequence[Row]) -> Markup:
             }
         )
         middle = median([row.ratio for row in members], weights)
-        note = f"{name}: median {middle:.2f} times the measured figure, {words.count(len(members), 'figure')}"
+        note = f"{family}: median {middle:.2f} times the measured figure, {words.count(len(members), 'figure')}"
         traces.append(
             {
                 "type": "scatter",
@@ -183,7 +186,7 @@ def error_strips(rows: Sequence[Row]) -> Markup:
         "yaxis": axis("", tickvals=list(range(len(names))), ticktext=names, range=[-0.7, len(names) - 0.3]),
         "hovermode": "closest",
     }
-    return tag("div", chart("errors", traces, layout, "Predicted over measured by family"), class_="tall")
+    return tag("div", chart(name, traces, layout, "Predicted over measured by family"), class_="tall")
 
 
 def calibration(rows: Sequence[Row]) -> Markup:

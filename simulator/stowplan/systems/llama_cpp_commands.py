@@ -90,7 +90,15 @@ def command_words(
         raise NotExpressible(
             "llama.cpp keeps the first layers on the CPU and gives each GPU a consecutive run of the rest"
         )
-    words = ["llama-server", "-m", model_file(model, plan), "-c", str(plan.workload.capacity * plan.workload.batch)]
+    binding = {None: [], "interleave": ["numactl", "--interleave=all"], "bind": ["numactl", "-N", "0", "-m", "0"]}
+    words = [
+        *binding[settings.numactl],
+        "llama-server",
+        "-m",
+        model_file(model, plan),
+        "-c",
+        str(plan.workload.capacity * plan.workload.batch),
+    ]
     if plan.workload.batch > 1:
         words += ["-np", str(plan.workload.batch)]
     output_on_gpu = plan.output != RAM

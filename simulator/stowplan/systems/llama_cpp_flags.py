@@ -28,6 +28,7 @@ from stowplan.systems.llama_cpp_words import (
     USUAL,
     Flags,
 )
+from stowplan.systems.numactl import read_numactl
 
 PROGRAMS = ("llama-server", "llama-cli", "llama-bench", "llama-completion", "llama-sweep-bench", "llama-batched-bench")
 
@@ -44,13 +45,18 @@ def read_flags(words: Sequence[str]) -> Flags:
     while words and re.fullmatch(r"[A-Z_][A-Z0-9_]*=.*", words[0], re.DOTALL):
         named += _from_environment(words[0])
         words = words[1:]
+    numactl = read_numactl(words)
+    words = [*numactl.command]
     if not words:
         raise InputError(
             "the command after -- is empty; write it as you run it, such as: llama-server -m model.gguf -ngl 30"
         )
     program = PurePath(words[0].replace("\\", "/")).name.removesuffix(".exe")
     aliases = {"main": "llama-cli", "server": "llama-server"}
-    flags = Flags(program=aliases.get(program, program))
+    flags = Flags(
+        program=aliases.get(program, program), numactl=None if numactl.policy == "threads" else numactl.policy
+    )
+    flags.warnings += [numactl.warning] if numactl.warning else []
     if flags.program not in PROGRAMS:
         raise NotExpressible(
             f"'{words[0]}' is not a llama.cpp program that stowplan reads; it reads {', '.join(PROGRAMS)}"
@@ -65,6 +71,8 @@ def read_flags(words: Sequence[str]) -> Flags:
             word = name
         position += _consume(flags, word, words[position + 1] if position + 1 < len(words) else None)
     _check_together(flags)
+    if numactl.policy == "threads" and flags.numa in (None, "numactl"):
+        flags.numa = "isolate"  # threads on one node, pages where they are touched
     if flags.batch < flags.ubatch:
         flags.warnings.append(f"-b {flags.batch} is smaller than -ub {flags.ubatch}; a pass holds {flags.batch} tokens")
     return flags

@@ -6,8 +6,9 @@ changed over time, so they ask for the day that the engine was built; without on
 
 from __future__ import annotations
 
+from stowplan.kernels import Layout
 from stowplan.models import load_format
-from stowplan.ops import distinct_experts
+from stowplan.ops import Part, distinct_experts
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 
 OFFLOAD_MIN_TOKENS = 32
@@ -15,10 +16,16 @@ OFFLOAD_MIN_TOKENS = 32
 
 _SCALED_THRESHOLD = "2025-06-11"  # ik_llama.cpp PR 520, merged a day later: rows per expert count
 _USED_EXPERTS = {"llama.cpp": "2025-08-28", "ik_llama.cpp": "2025-10-20"}  # PR 15346; PR 842 (an option since PR 698)
+_PINNED_OVERRIDES = {"llama.cpp": "2025-07-31", "ik_llama.cpp": "2026-03-25"}  # PR 14990; PR 1508
 _INT8_PRODUCTS = "2024-06-24"  # llama.cpp PR 8075: int8 matrix units by default; before, weights became fp16 first
 _IQK_PRODUCTS = "2025-05-15"  # ik_llama.cpp PRs 374, 417 and 418
 _IQK_ROWS_PRODUCTS = "2025-06-26"  # ik_llama.cpp PRs 493 and 557
 _EXPERTS_TOGETHER = {"llama.cpp": "2025-08-25", "ik_llama.cpp": "2025-08-26"}  # PR 15525; PR 728
+_FUSED_OFFLOAD = "2025-05-12"  # ik_llama.cpp PR 405; before, -fmoe's operator of up and gate was not copied for
+_UNPACKED = "2025-06-18"  # ik_llama.cpp PRs 531, 533 and 534
+_UNPACKED_ROWS = {"q6_k": 64}  # rows from which weights are written out first, where not _MANY_ROWS
+_MANY_ROWS = 32
+_NEVER_UNPACKED = ("float", "float8")
 _FEW_ROWS = 64  # up to so many rows the quantised kernels ran before, too (MMQ_MAX_BATCH_SIZE)
 
 _ROWS_ON_GPU = {  # interleaved rows that the GPU can read, and since when: ik_llama.cpp PRs 461, 462, 492, 494
@@ -46,13 +53,16 @@ def plain_format(key: str) -> tuple[str, bool]:
     return (stem, True) if mark and rows.isdigit() else (key, False)
 
 
-def copied_from(settings: LlamaCppSettings, format_key: str, experts: tuple[int, int] | None) -> float:
+def copied_from(
+    settings: LlamaCppSettings, format_key: str, experts: tuple[int, int] | None, part: Part | None = None
+) -> float:
     """Tokens from which products of CPU-resident weights are computed on the GPU; infinite for never.
 
     Args:
         settings: of the engine.
         format_key: storage format of the weights.
         experts: (total, active) if they are routed.
+        part: what part of the layer the weights are.
     """
     if not settings.op_offload:
         return float("inf")
@@ -61,9 +71,22 @@ def copied_from(settings: LlamaCppSettings, format_key: str, experts: tuple[int,
     plain, rows = plain_format(format_key)
     if (rows or (settings.repacked and plain in _REPACKED)) and not since(settings, _ROWS_ON_GPU.get(plain)):
         return float("inf")
+    if part in (Part.EXPERT_GATE, Part.EXPERT_UP) and not since(settings, _FUSED_OFFLOAD):
+        return float("inf")
     if experts is None or not since(settings, _SCALED_THRESHOLD):
         return OFFLOAD_MIN_TOKENS
     return OFFLOAD_MIN_TOKENS * experts[0] / experts[1]
+
+
+def cpu_layout(settings: LlamaCppSettings, format_key: str, rows: float) -> Layout:
+    """How a product on the CPU meets weights in host memory; mainline's kernels know one way."""
+    if settings.engine != "ik_llama.cpp":
+        return Layout.PLAIN
+    plain, interleaved = plain_format(format_key)
+    if interleaved or (settings.repacked and plain in _REPACKED):
+        return Layout.ROWS
+    enough = rows >= _UNPACKED_ROWS.get(plain, _MANY_ROWS) and load_format(plain).family not in _NEVER_UNPACKED
+    return Layout.UNPACKED if enough and since(settings, _UNPACKED) else Layout.PLAIN
 
 
 def since(settings: LlamaCppSettings, day: str | None) -> bool:
@@ -97,6 +120,21 @@ def touched_experts(experts: tuple[int, int], tokens: int, popularity: float) ->
 def runs_experts_in_turn(settings: LlamaCppSettings, tokens: int) -> bool:
     """Whether the products of a prompt's experts are launched one after another."""
     return tokens >= OFFLOAD_MIN_TOKENS and not since(settings, _EXPERTS_TOGETHER[settings.engine])
+
+
+def pinned(settings: LlamaCppSettings, *, overridden: bool) -> bool:
+    """Whether weights in host memory are page-locked, so that GPUs read them directly.
+
+    Args:
+        settings: of the engine.
+        overridden: whether only some tensors of their layer are kept there. Both engines once put those into plain
+            memory; the fork gives up memory mapping for them since (PR 1510).
+    """
+    if not overridden:
+        return settings.load_mode == "none"
+    if not since(settings, _PINNED_OVERRIDES[settings.engine]):
+        return False
+    return settings.engine == "ik_llama.cpp" or settings.load_mode == "none"
 
 
 def copies_all_experts(settings: LlamaCppSettings) -> bool:

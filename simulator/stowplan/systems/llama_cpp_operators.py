@@ -9,8 +9,16 @@ from stowplan.figures import Figures
 from stowplan.kernels import kernels_of_scaled
 from stowplan.models.model import LatentAttention, Layer, Model, Role
 from stowplan.ops import EXPERT_PARTS, CacheFormat, Kind, Operator, Part, Step, ffn_operators, mixer_operators
-from stowplan.systems.llama_cpp_offload import touched_experts
+from stowplan.systems.llama_cpp_offload import since, touched_experts
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
+
+_WIDE_KEYS = "2025-11-10"  # ik_llama.cpp PR 929: keys of 192 and values of 128 elements got the faster kernel
+_EXPANSION = (16.0, 12.0, 8.0)
+"""Bytes moved for every element of a head's key (its own part), value and key (the rotated part) of a cached token.
+
+Keys and values are written as fp32 and read (8), written as fp16 (2). The own part of a key is read and written again
+beside the rotated one (4), which was first repeated for every head (2 + 2 + 2). Attention reads all once (2).
+"""
 
 
 def experts_of(op: Operator, layer: Layer) -> tuple[int, int] | None:
@@ -30,6 +38,7 @@ class EngineOperators:
         popularity: how evenly experts are chosen, see `touched_experts`.
         score_bytes: bytes moved for every attention score that is written out.
         latent_unfused: time of decode attention over latents without a fused kernel, over the time with one.
+        expanded: time of attention over expanded latents, whose keys are wider than values, over that of equal ones.
     """
 
     settings: LlamaCppSettings
@@ -38,6 +47,7 @@ class EngineOperators:
     popularity: float
     score_bytes: float
     latent_unfused: float
+    expanded: float
 
     @staticmethod
     def build(model: Model, settings: LlamaCppSettings, figures: Figures) -> EngineOperators:
@@ -49,6 +59,7 @@ class EngineOperators:
             figures.value("llama.cpp.expert_popularity"),
             figures.value("llama.cpp.gpu.attention_unfused"),
             figures.value("llama.cpp.gpu.attention_latent_unfused"),
+            1.0 if since(settings, _WIDE_KEYS) else figures.value("llama.cpp.gpu.attention_wide_keys"),
         )
 
     def of(self, layer: Layer, step: Step) -> Iterator[Operator]:
@@ -71,7 +82,7 @@ class EngineOperators:
     def _latent(self, op: Operator, mixer: LatentAttention, step: Step) -> Operator:
         """Latent attention as the fork computes it: expanded over a prompt, unfused in decode with ``-mla 2``."""
         if step.new > 1:
-            return _expanded(op, mixer, step) if self.settings.expands_latents else op
+            return self._expanded(op, mixer, step) if self.settings.expands_latents else op
         if op.kind is Kind.ATTENTION and self.settings.engine == "ik_llama.cpp" and self.settings.mla == 2:
             return replace(op, kv_read=op.kv_read * self.latent_unfused)
         return op
@@ -91,17 +102,26 @@ class EngineOperators:
             weights=op.weights * share,
         )
 
+    def _expanded(self, op: Operator, mixer: LatentAttention, step: Step) -> Operator:
+        """Latent attention over a prompt with keys and values of every head: fewer FLOPs a pair, but more to move.
 
-def _expanded(op: Operator, mixer: LatentAttention, step: Step) -> Operator:
-    """Latent attention over a prompt with keys and values of every head: fewer FLOPs a pair, but the cache is expanded.
-
-    A pair costs ``2 (nope + rope + value)`` FLOPs a head instead of ``2 (2 latent + rope)``; in return the second
-    projection runs over all cached tokens instead of the new ones.
-    """
-    if op.kind is Kind.ATTENTION:
-        wide, narrow = 2 * mixer.latent + mixer.rope_dim, mixer.nope_dim + mixer.rope_dim + mixer.value_dim
-        return replace(op, flops=op.flops * narrow / wide, group=1)
-    if op.name != Role.ATTN_KV_B.value:
-        return op
-    seen = sum((past + step.new) * count for past, count in step.groups) / step.tokens
-    return replace(op, flops=op.flops * seen, m=op.m * seen, activation_bytes=op.activation_bytes * seen)
+        A pair costs ``2 (nope + rope + value)`` FLOPs a head instead of ``2 (2 latent + rope)``; in return the second
+        projection runs over all cached tokens instead of the new ones, and what it makes is moved about: see
+        `_EXPANSION`.
+        """
+        if op.kind is Kind.ATTENTION:
+            wide, narrow = 2 * mixer.latent + mixer.rope_dim, mixer.nope_dim + mixer.rope_dim + mixer.value_dim
+            return replace(op, flops=op.flops * narrow / wide * self.expanded, group=1)
+        if op.name != Role.ATTN_KV_B.value:
+            return op
+        cached = sum((past + step.new) * count for past, count in step.groups)
+        seen = cached / step.tokens
+        parts = (mixer.nope_dim, mixer.value_dim, mixer.rope_dim)
+        element = sum(moved * width for moved, width in zip(_EXPANSION, parts, strict=True))
+        return replace(
+            op,
+            flops=op.flops * seen,
+            m=op.m * seen,
+            activation_bytes=2.0 * cached * op.k,
+            scratch_bytes=float(cached * mixer.heads * element),
+        )

@@ -44,6 +44,7 @@ def settings_from(flags: Flags, margin: int) -> LlamaCppSettings:
             "used_experts": flags.used_experts,
             "mla": flags.mla,
             "numa": flags.numa,
+            "numactl": flags.numactl,
             "margin": margin,
         }
     )

@@ -7,7 +7,7 @@ from itertools import product
 
 from stowplan.errors import DoesNotFit
 from stowplan.figures import Figures
-from stowplan.kernels import CpuKernels, GpuKernels
+from stowplan.kernels import CpuKernels, GpuKernels, Layout, one_core_copies
 from stowplan.models.model import EXPERT_ROLES, Layer, Role
 from stowplan.ops import (
     EXPERT_PARTS,
@@ -22,11 +22,15 @@ from stowplan.ops import (
 )
 from stowplan.plan import MemoryUse, Workload
 from stowplan.systems.base import RAM, LayerClass, Setup
+from stowplan.systems.llama_cpp_attention import attention_kernel, generation
 from stowplan.systems.llama_cpp_memory import LlamaCppMemory
+from stowplan.systems.llama_cpp_nodes import Reach
 from stowplan.systems.llama_cpp_offload import (
     copied_from,
     copies_all_experts,
+    cpu_layout,
     dequantises,
+    pinned,
     runs_experts_in_turn,
 )
 from stowplan.systems.llama_cpp_operators import EngineOperators, experts_of
@@ -36,6 +40,7 @@ from stowplan.units import format_bytes
 from stowplan.work import Work
 
 _FP32 = 4.0
+_STAGED = 3.0  # times that memory moves a byte which is copied from page to page first
 _DESKTOP_CHANNELS = 2
 _CONVERSIONS = 2.0  # launches that a product takes more where its weights become 16-bit numbers first
 
@@ -50,16 +55,22 @@ class LlamaCppRun(SerialRun):
         self.cache = settings.cache
         self.operators = EngineOperators.build(setup.model, settings, figures)
         self.rules = LlamaCppMemory(setup.model, workload, settings, self.cache)
-        cores = machine.cores // machine.sockets if settings.numa == "isolate" else machine.cores
-        self.threads = min(settings.threads or cores, cores)
-        self.threads_batch = min(settings.threads_batch or self.threads, cores)
+        self.reach = Reach.of(machine, settings, figures)
+        self.threads = min(settings.threads or self.reach.cores, self.reach.cores)
+        self.threads_batch = min(settings.threads_batch or self.threads, self.reach.cores)
+        self.cores_batch = _busy_cores(settings.threads_batch or settings.threads or self.threads, self.reach.cores)
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
+        self._generations = [generation(gpu) for gpu in machine.gpus]
         stalls = 1.0 if machine.cpu.memory_channels > _DESKTOP_CHANNELS else 0.0
-        if machine.sockets > 1 and (settings.numa != "numactl" or settings.repacked):
-            # half of the reads are remote; a thread that repacks rows leaves them where it runs
-            stalls *= figures.value("llama.cpp.cpu.remote")
+        remote = figures.value("llama.cpp.cpu.remote")
         self._cpu, self._cpu_batch = (
-            CpuKernels.build(figures, "llama.cpp", machine.cpu.isa, threads, stalls=stalls)
+            CpuKernels.build(
+                figures,
+                "llama.cpp",
+                machine.cpu.isa,
+                threads * self.reach.barrier(remote),
+                stalls=stalls * self.reach.waiting(remote),
+            )
             for threads in (self.threads, self.threads_batch)
         )
         self._copy_latency = figures.value("llama.cpp.gpu.copy_latency")
@@ -69,20 +80,15 @@ class LlamaCppRun(SerialRun):
 
     def _resource_rates(self) -> dict[str, float]:
         value, machine = self.setup.figures.value, self.setup.machine
-        dram = value("host.dram") * value("llama.cpp.cpu.dram_share")
-        if machine.sockets > 1 and "read_bandwidth" not in machine.cpu.measured:
-            # threads of both sockets read memory of both: links bind before channels do; those of one read what it can
-            sockets = value("llama.cpp.cpu.sockets")
-            dram *= (min(sockets, 1.0) if self.settings.numa == "isolate" else sockets) / machine.sockets
-        rates = {"host.dram": dram, "host.cores": float(self.threads)}
-        pinned = self.settings.load_mode == "none"
-        staged = value("host.clock") * value("llama.cpp.gpu.staged_copy")  # one core copies pageable pages first
+        reached = value("llama.cpp.cpu.dram_share")
+        rates = {"host.dram": value("host.dram") * reached * self.reach.memory, "host.cores": float(self.threads)}
+        if self.reach.crossing:
+            rates["host.link"] = value("host.link") * reached
         for i, gpu in enumerate(machine.gpus):
             rates |= {f"gpu{i}.compute": 1.0, f"gpu{i}.hbm": value(f"gpu{i}.hbm")}
             if not gpu.unified:
-                for way in (f"gpu{i}.h2d", f"gpu{i}.d2h"):
-                    link = value(f"{way}.pinned")
-                    rates[way] = link if pinned else min(link, staged)
+                rates |= {f"gpu{i}.{way}": value(f"gpu{i}.{way}.pinned") for way in ("h2d", "d2h")}
+                rates["host.copier"] = one_core_copies(self.setup.figures, "llama.cpp", machine.cpu.isa)
         if len(machine.gpus) > 1:
             rates["peer"] = value("peer")
         if machine.disks:
@@ -152,8 +158,8 @@ class LlamaCppRun(SerialRun):
             where, streamed = self._executor(op, place, home, step, layer)
             chain += self._move(here, where, self._input_bytes(op, step), f"{prefix}{op.name} input")
             if streamed:
-                chain.append(self._stream(where, op, prefix, layer))
-            chain += self._compute(where, op, prefix, step, faulted=place == RAM)
+                chain.append(self._stream(where, op, prefix, layer, overridden=home != RAM))
+            chain += self._compute(where, op, prefix, step, layer, faulted=place == RAM)
             here = where
         return chain + self._move(here, home, _FP32 * step.tokens * self.setup.model.hidden, f"{prefix}residual")
 
@@ -161,7 +167,7 @@ class LlamaCppRun(SerialRun):
         """Where an operator runs, and whether its weights are streamed there first."""
         if place != RAM or op.kind is not Kind.MATMUL or not self._gpus or self.unified:
             return place, False
-        if step.tokens < copied_from(self.settings, op.format, experts_of(op, layer)):
+        if step.tokens < copied_from(self.settings, op.format, experts_of(op, layer), op.part):
             return RAM, False
         return (home if home != RAM else "gpu0"), True
 
@@ -183,38 +189,56 @@ class LlamaCppRun(SerialRun):
             return [ChainTask(name, work, f"{gpu} copy", "copy")]
         return [ChainTask(name, Work({"peer": size}, self._copy_latency), f"{target} copy", "copy")]
 
-    def _stream(self, gpu: str, op: Operator, prefix: str, layer: Layer) -> ChainTask:
+    def _stream(self, gpu: str, op: Operator, prefix: str, layer: Layer, *, overridden: bool) -> ChainTask:
         experts, size = experts_of(op, layer), op.weight_bytes
         if experts is not None:
             size *= experts[0] / op.matrices if copies_all_experts(self.settings) else 1.0
-        work = Work({f"{gpu}.h2d": size, "host.dram": size}, self._copy_latency)
+        if pinned(self.settings, overridden=overridden):
+            work = Work({f"{gpu}.h2d": size, "host.dram": size}, self._copy_latency)
+        else:  # one core copies pageable weights to a page-locked buffer, from where they are read again
+            work = Work({f"{gpu}.h2d": size, "host.copier": size, "host.dram": _STAGED * size}, self._copy_latency)
         return ChainTask(f"{prefix}{op.name} weights", work, f"{gpu} copy", "copy")
 
-    def _compute(self, where: str, op: Operator, prefix: str, step: Step, *, faulted: bool) -> list[ChainTask]:
+    def _compute(
+        self, where: str, op: Operator, prefix: str, step: Step, layer: Layer | None = None, *, faulted: bool
+    ) -> list[ChainTask]:
         chain: list[ChainTask] = []
         miss = self._expert_miss if op.part in EXPERT_PARTS else self._dense_miss
         if faulted and miss and op.weight_bytes:
             work = Work({"disk.faults": miss * op.weight_bytes})
             chain.append(ChainTask(f"{prefix}{op.name} pages", work, "disk", "disk"))
         if where == RAM:
-            chain.append(ChainTask(f"{prefix}{op.name}", self._on_cores(op, step), "host", "compute"))
-        else:
-            dequantise = op.kind is Kind.MATMUL and dequantises(self.settings, op.format, op.m)
-            work = self._gpus[int(where.removeprefix("gpu"))].work(op, dequantise=dequantise)
-            if op.part in EXPERT_PARTS and runs_experts_in_turn(self.settings, step.tokens):
-                work += Work({}, self._expert_gap * op.matrices)
-            chain.append(ChainTask(f"{prefix}{op.name}", work, where, "compute"))
+            works = self._on_cores(op, step)
+            chain += [ChainTask(f"{prefix}{op.name}", work, "host", "compute") for work in works]
+            return chain
+        gpu = int(where.removeprefix("gpu"))
+        kernel = None
+        if layer is not None and op.kind is Kind.ATTENTION:
+            kernel = attention_kernel(self.settings, self._generations[gpu], layer, op, step.sequences)
+        dequantise = op.kind is Kind.MATMUL and dequantises(self.settings, op.format, op.m)
+        in_turn = op.part in EXPERT_PARTS and runs_experts_in_turn(self.settings, step.tokens)
+        work = self._gpus[gpu].work(op, dequantise=dequantise, attention=kernel, in_turn=in_turn)
+        if in_turn:
+            work += Work({}, self._expert_gap * op.matrices)
+        chain.append(ChainTask(f"{prefix}{op.name}", work, where, "compute"))
         return chain
 
-    def _on_cores(self, op: Operator, step: Step) -> Work:
+    def _on_cores(self, op: Operator, step: Step) -> list[Work]:
         """Work of an operator on the CPU; the resource counts the cores of a decode of one sequence."""
-        if step.tokens == 1:
-            return self._cpu.work(op)
-        work = self._cpu_batch.work(op)
-        if self.threads_batch == self.threads:
-            return work
-        cores = work.amounts.get("host.cores", 0.0) * self.threads / self.threads_batch
-        return Work({**work.amounts, "host.cores": cores}, work.overhead_s)
+        decode = step.tokens == 1
+        layout = cpu_layout(self.settings, op.format, op.m) if op.kind is Kind.MATMUL else Layout.PLAIN
+        found = (self._cpu if decode else self._cpu_batch).in_passes(op, layout)
+        shares = 1.0 if decode else self.threads / self.cores_batch
+        return [self._reached(work, op if k == 0 else None, shares) for k, work in enumerate(found)]
+
+    def _reached(self, work: Work, fetched: Operator | None, shares: float) -> Work:
+        """Work with its cores in those of a decode, and with what `fetched` weights cross between sockets."""
+        changed: dict[str, float] = {}
+        if shares != 1.0:
+            changed["host.cores"] = work.amounts.get("host.cores", 0.0) * shares
+        if fetched is not None and self.reach.crossing and fetched.weight_bytes:
+            changed["host.link"] = self.reach.crossing * fetched.weight_bytes
+        return Work({**work.amounts, **changed}, work.overhead_s) if changed else work
 
     def overlap(self, layers: Sequence[LayerPlaces], output: str) -> float:
         """Time of the prompt over the sum of its micro-batches, see `_overlap`.
@@ -301,7 +325,7 @@ class LlamaCppRun(SerialRun):
         host = dict(parts[RAM])
         if self.unified:
             _add(host, "gpu", sum(parts["gpu0"].values()))
-        capacity = machine.memory.capacity.value
+        capacity = machine.memory.capacity.value / (machine.nodes if self.settings.numactl == "bind" else 1)
         uses[RAM] = MemoryUse(used=sum(host.values()), capacity=capacity, parts=host)
         return uses
 
@@ -333,12 +357,18 @@ class LlamaCppRun(SerialRun):
         )
 
 
+def _busy_cores(threads: int, cores: int) -> float:
+    """Cores that equal shares of a product keep busy: two threads on a core have half of it each, and all wait."""
+    return float(threads) if threads <= cores else min(threads / 2.0, float(cores))
+
+
 def _overlap(figures: Figures, share: float, chunks: int, launches: float) -> float:
     """Time of a prompt over the sum of its micro-batches.
 
     With a share s of the layers on the busiest GPU, K micro-batches take ``1 + (K - 1) s`` times one of them, and reach
-    part of that. But the host launches a micro-batch on one GPU after another and waits where a GPU's queue is full:
-    where the launches for one GPU do not fit, the next micro-batch starts when the last GPU has, after ``1 - s``.
+    part of that. But the host launches a micro-batch on one GPU after another and waits where a GPU's queue is full.
+    Where only a share q of the launches for one GPU fits, it is through when the last GPU, which starts after
+    ``1 - s``, has done all but those: the next micro-batch starts after ``1 - s q``.
 
     Args:
         figures: the engine's constants.
@@ -346,7 +376,8 @@ def _overlap(figures: Figures, share: float, chunks: int, launches: float) -> fl
         chunks: micro-batches of one batch.
         launches: kernels of one micro-batch on the busiest GPU.
     """
-    later = share if launches <= figures.value("llama.cpp.launch_queue") else max(share, 1.0 - share)
+    fits = min(1.0, figures.value("llama.cpp.launch_queue") / launches)
+    later = share if fits == 1.0 else max(share, 1.0 - share * fits)
     ideal = (1.0 + (chunks - 1) * later) / chunks
     return 1.0 - figures.value("llama.cpp.pipelining") * (1.0 - ideal)
 

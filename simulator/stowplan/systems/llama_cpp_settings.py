@@ -33,9 +33,11 @@ class LlamaCppSettings(BaseModel):
         used_experts: whether only the experts that a batch uses are streamed; None for the engine's default.
         mla: how ik_llama.cpp computes latent attention over a prompt: 1 absorbed into the projections as mainline
             does, 0, 2 and 3 with keys and values expanded.
-        numa: what the engine was told of several sockets: ``numactl`` when that tool binds threads and memory, so
-            that they read memory of their own; ``isolate`` keeps threads on one socket, wherever memory lies; None
-            for nothing.
+        numa: what the engine was told of several memory nodes: ``distribute`` spreads threads over them, ``isolate``
+            keeps them on one, ``numactl`` where that tool allows; each leaves mapped pages to the threads that read
+            them. None for nothing.
+        numactl: what that tool does to the process: ``interleave`` spreads its pages over all nodes, ``bind`` keeps
+            threads and pages on one node; None where it is not used.
         margin: bytes of every GPU's memory that the plan leaves free.
     """
 
@@ -58,6 +60,7 @@ class LlamaCppSettings(BaseModel):
     used_experts: bool | None = None
     mla: Literal[0, 1, 2, 3] = 3
     numa: Literal["distribute", "isolate", "numactl"] | None = None
+    numactl: Literal["interleave", "bind"] | None = None
     margin: Annotated[int, Field(ge=0)] = 512 * 2**20
 
     @property

@@ -59,6 +59,7 @@ class Flags:
     used_experts: bool | None = None
     mla: int = 3
     numa: str | None = None
+    numactl: str | None = None
     ik: bool = False
     prompt: int | None = None
     generate: int | None = None
@@ -372,6 +373,7 @@ ENVIRONMENT: Mapping[str, str] = {
         ("LOAD_MODE", "--load-mode"),
         ("FIT", "--fit"),
         ("N_PREDICT", "--n-predict"),
+        ("NUMA", "--numa"),
     )
 }
 """Variables that move bytes; others of llama.cpp that do not are in `QUIET`."""
@@ -382,7 +384,7 @@ QUIET = frozenset(
     ALIAS API_KEY_FILE API_PREFIX CACHE_IDLE_SLOTS CACHE_PROMPT CACHE_RAM CACHE_REUSE CHAT_TEMPLATE CHAT_TEMPLATE_FILE
     CHAT_TEMPLATE_KWARGS CONTEXT_SHIFT CONT_BATCHING DEVICE EMBEDDINGS ENDPOINT_METRICS ENDPOINT_PROPS ENDPOINT_SLOTS
     FIT_CTX FIT_TARGET FREQUENCY_PENALTY HOST JINJA KV_UNIFIED LAZY_MODE LOG_FILE LOG_PREFIX LOG_TIMESTAMPS
-    LOG_VERBOSITY MIN_P NUMA OFFLINE PORT PRESENCE_PENALTY REASONING REPACK REPEAT_PENALTY SSL_CERT_FILE SSL_KEY_FILE
+    LOG_VERBOSITY MIN_P OFFLINE PORT PRESENCE_PENALTY REASONING REPACK REPEAT_PENALTY SSL_CERT_FILE SSL_KEY_FILE
     STATIC_PATH TEMPERATURE THINK THINK_BUDGET THREADS_HTTP TIMEOUT TOP_K TOP_P UI
     """.split()  # noqa: SIM905
 )

@@ -81,6 +81,8 @@ def datasheet_figures(machine: Machine, known: Mapping[str, Number]) -> dict[str
     memory = machine.memory
     dram = memory.channel_bandwidth.value * memory.channels
     found = {"host.dram": dram}
+    if machine.socket_link is not None:
+        found["host.link"] = machine.socket_link.bandwidth.value
     for index, (gpu, link) in enumerate(zip(machine.gpus, machine.pcie, strict=True)):
         found[f"gpu{index}.hbm"] = gpu.bandwidth.value
         rate = min(dram, dram / 2 if gpu.unified else link.bandwidth.value)
@@ -188,7 +190,7 @@ def ablate(filters: Filters, workers: int = 1, progress: Progress | None = None)
         UnknownName, InputError: see `stowplan.validate.validation.chosen_jobs`; or nothing but replays is chosen.
     """
     names = cases_by_id()
-    chosen = [job.unit for job in chosen_jobs(filters) if job.unit.name in names]
+    chosen = [job.unit for job in chosen_jobs(filters) if job.unit.name in names and job.unit.part != "fresh"]
     if not chosen:
         raise InputError("an ablation changes the figures of placements; choose a system with cases of its own")
     jobs = [AblationJob(unit.name, level) for level in Level for unit in chosen]

@@ -18,7 +18,7 @@ from stowplan.validate.rows import Part, Result, Row
 from stowplan.validate.run import attempt, machine_of, understood
 from stowplan.validate.sources import Unit
 
-PARTS: Mapping[str, Part] = {"fit": "fit", "test": "held-out"}
+PARTS: Mapping[str, Part] = {"fit": "fit", "test": "held-out", "fresh": "fresh"}
 
 
 def units() -> Sequence[Unit]:
@@ -92,7 +92,7 @@ def _speeds(case: Case, measured: Measured) -> tuple[float | None, float | None]
 
 def question_of(case: Case, figure: str) -> str:
     """What a figure answers: the same machine, model and lengths. A batch is part of how a throughput was reached."""
-    benchmark = shlex.split(case.command)[0] == "llama-bench"
+    benchmark = "llama-bench" in shlex.split(case.command)
     start = case.depth if benchmark else case.depth + case.prompt
     asked = {
         "decode": f"decode of {case.batch} from {start}",

@@ -24,7 +24,7 @@ from stowplan.units import parse_quantity
 LLAMA_CPP = ("llama.cpp", "ik_llama.cpp", "ollama")
 """Engines that read llama.cpp's flags; every other family is the key of a system."""
 KINDS = ("partial", "full-gpu", "cpu-only", "disk")
-SPLITS = ("fit", "test")
+SPLITS = ("fit", "test", "fresh")
 ENGINE_VERSIONS = ("pre-2025-12", "current", "ik")
 
 _FOLDER = Path(__file__).resolve().parent / "cases"
@@ -86,7 +86,8 @@ class Case:
         measured: what was reported.
         prompt, depth, generate: prompt tokens, tokens in the cache before them, generated tokens, of each sequence.
         batch: sequences that ran together.
-        split: fit (may be used to set constants) or test; no hardware is in both.
+        split: fit (may be used to set constants) or test; no hardware is in both. Fresh, on any hardware: collected
+            after everything was set and predicted once, never used by a fit.
         engine_version: which meaning of ``-ngl`` held: the output layer counts since December 2025 (current), not
             before (pre-2025-12) and not in ik_llama.cpp (ik). None for engines without the flag.
         date: when the run was published, as far as the record says.

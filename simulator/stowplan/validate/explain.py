@@ -9,6 +9,8 @@ from stowplan.validate.rows import Row
 _NAMES = {
     "host.dram": "host memory",
     "host.cores": "CPU cores",
+    "host.copier": "one core's copies",
+    "host.link": "links between sockets",
     "disk.faults": "page faults",
     "disk.read": "disk reads",
     "disk.write": "disk writes",

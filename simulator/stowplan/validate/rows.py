@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["held-out", "fit"]
-"""Whether constants may have been set on the hardware of a measurement."""
+Part = Literal["held-out", "fit", "fresh"]
+"""Whether constants may have been set on the hardware of a measurement; fresh ones came after everything was set."""
 
 FIGURES = (
     *("decode", "prefill", "throughput", "memory", "ttft", "tpot", "e2e"),
@@ -38,7 +38,7 @@ class Row:
         kind: how the weights lie (``partial``, ``full-gpu``, ``cpu-only``, ``disk``), or which statistic of many
             requests it is (``mean``, ``p99``); empty where neither matters.
         figure: one of `FIGURES`.
-        part: fit or held-out.
+        part: fit, held-out or fresh.
         hardware: GPUs and processor, the text that decides the part.
         machine: the machine as it would be given to ``--on``, with its overrides.
         model: model and storage mix.

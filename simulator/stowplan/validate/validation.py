@@ -59,21 +59,23 @@ class Validation:
 
     Attributes:
         rows: every compared figure, in the order of the sources.
-        held_out, fitted: families of either part.
+        held_out, fitted, fresh: families of each part.
         targets: what was promised and what was reached on held-out hardware.
-        winners, winners_fitted: pairs of either part in all, None without a pair.
+        winners, winners_fitted, winners_fresh: pairs of each part in all, None without a pair.
         by_group: pairs on held-out hardware by the systems that are compared.
         wrong: choices on held-out hardware whose winner was not predicted, the largest gains first.
         refused: runs that finished but have no prediction.
-        fits: agreement on what fits.
+        fits: agreement on what fits, fresh runs left out.
     """
 
     rows: tuple[Row, ...]
     held_out: tuple[Errors, ...]
     fitted: tuple[Errors, ...]
+    fresh: tuple[Errors, ...]
     targets: tuple[Reached, ...]
     winners: Winners | None
     winners_fitted: Winners | None
+    winners_fresh: Winners | None
     by_group: tuple[Winners, ...]
     wrong: tuple[Pair, ...]
     refused: tuple[Refused, ...]
@@ -132,15 +134,17 @@ def summarise(units: Sequence[Unit], results: Sequence[Result], family: str | No
     """Families, targets and pairs of results, which are in the order of the units."""
     targets = load_targets()
     rows = tuple(row for result in results for row in result.rows if family is None or _is_family(row.family, family))
-    held_out, fit = ([row for row in rows if row.part == part] for part in ("held-out", "fit"))
-    found, found_fit = pairs_of(held_out), pairs_of(fit)
+    held_out, fit, fresh = ([row for row in rows if row.part == part] for part in ("held-out", "fit", "fresh"))
+    found, found_fit, found_fresh = pairs_of(held_out), pairs_of(fit), pairs_of(fresh)
     return Validation(
         rows=rows,
         held_out=tuple(_families(held_out, targets)),
         fitted=tuple(_families(fit, targets)),
+        fresh=tuple(_families(fresh, targets)),
         targets=tuple(reached(targets, held_out)),
         winners=winners("held-out", found) if found else None,
         winners_fitted=winners("fit", found_fit) if found_fit else None,
+        winners_fresh=winners("fresh", found_fresh) if found_fresh else None,
         by_group=tuple(by_group(found)),
         wrong=tuple(wrong_choices(found)),
         refused=tuple(
@@ -148,7 +152,7 @@ def summarise(units: Sequence[Unit], results: Sequence[Result], family: str | No
             for unit, result in zip(units, results, strict=True)
             if result.refused is not None and result.ran
         ),
-        fits=_fits(results),
+        fits=_fits([each for unit, each in zip(units, results, strict=True) if unit.part != "fresh"]),
     )
 
 
