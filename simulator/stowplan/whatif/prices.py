@@ -206,7 +206,7 @@ def shadow_prices(system: str, request: Request, planned: Planned) -> list[Shado
 
 
 def _resolved(system: str, request: Request, planned: Planned, resource: Resource, step: float) -> float | None:
-    """Tokens/s per unit gained when solved again with `step` more units; a plan that is slower then is kept as it is."""
+    """Tokens/s per unit gained when solved again with `step` more units; where that is slower, the plan is kept."""
     asked = replace(request, workload=planned.plan.workload, batches=(), alternatives=False)
     try:
         again = plan_for(system, asked_with(asked, resource, step))
