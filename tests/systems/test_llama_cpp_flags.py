@@ -19,7 +19,7 @@ from stowplan.planner.commands import Hints, Understood, understand
 from stowplan.systems.base import RAM
 from stowplan.systems.llama_cpp import LlamaCpp
 from stowplan.systems.llama_cpp_flags import read_flags
-from stowplan.systems.llama_cpp_reading import gpu_layers
+from stowplan.systems.llama_cpp_reading import gpu_layers, workload_from
 from stowplan.systems.serial import LayerPlaces
 from stowplan.validate.cases import Case, load_cases
 
@@ -169,6 +169,14 @@ def test_a_layer_cut_by_overrides_is_told() -> None:
     assert any("cache stays on gpu0" in text for text in understood.warnings)
     understood = read(r"llama-server -m x.gguf -ngl 99 -ot 'blk\.77\.nothing=CPU'")
     assert any("matches no tensor" in text for text in understood.warnings)
+
+
+def test_batched_bench_runs_so_many_requests_at_a_time() -> None:
+    words = "llama-batched-bench -m m.gguf -c 65536 -ngl 99 -npp 512 -ntg 128 -npl 8,16".split()  # noqa: SIM905
+    flags = read_flags(words)
+    assert any("-npl 8,16 is a sweep" in text for text in flags.warnings)
+    workload = workload_from(flags, Workload(batch=3, prompt=1, generate=1))
+    assert (workload.batch, workload.prompt, workload.generate, workload.context) == (8, 512, 128, 8192)
 
 
 def test_bench_separators_sweeps_and_switches() -> None:

@@ -100,7 +100,7 @@ def _consume(flags: Flags, word: str, value: str | None) -> int:
         flags.ik |= word in FORK_VALUES
         return 2
     if (
-        flags.bench
+        flags.sweeps
         and word not in {"-ot", "--override-tensor", "-ts", "--tensor-split", "-m", "--model"}
         and "," in value
     ):

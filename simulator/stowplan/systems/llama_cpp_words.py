@@ -71,6 +71,11 @@ class Flags:
         """Whether the program measures prompt and generation apart."""
         return self.program == "llama-bench"
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether the program takes several values of a flag and runs them all."""
+        return self.program in ("llama-bench", "llama-batched-bench")
+
 
 IGNORED_SWITCHES = frozenset(
     """
@@ -92,7 +97,7 @@ IGNORED_VALUES = frozenset(
     --cpu-range -Cr -dev --device --override-kv -r --repetitions -o --output -oe --delay
     -amb -ser -sas -cuda-params -lzm -fitt --fit-target -fitc --fit-ctx -hfd -md --draft --spec-type -dt
     --defrag-thold --grp-attn-n -gan -gaw -sys -j --json-schema --grammar -ctkd -ctvd -ctk-first -ctk-last
-    --reasoning --image-max-tokens --image-min-tokens -mv --rpc -npp -ntg -npl -op --offload-policy --max-gpu -gfm
+    --reasoning --image-max-tokens --image-min-tokens -mv --rpc -op --offload-policy --max-gpu -gfm
     --fit-margin
     """.split()  # noqa: SIM905
 )
@@ -297,6 +302,9 @@ _SPELLINGS: tuple[tuple[tuple[str, ...], Callable[[Flags, str], None]], ...] = (
     (("-mg", "--main-gpu"), _number("main_gpu", "-mg")),
     (("-c", "--ctx-size"), _number("context", "-c")),
     (("-np", "--parallel"), _number("parallel", "-np", 1)),
+    (("-npl",), _number("parallel", "-npl", 1)),
+    (("-npp",), _number("prompt", "-npp")),
+    (("-ntg",), _number("generate", "-ntg")),
     (("-b", "--batch-size"), _number("batch", "-b", 1)),
     (("-ub", "--ubatch-size"), _number("ubatch", "-ub", 1)),
     (("-t", "--threads"), _number("threads", "-t", 1)),
