@@ -98,6 +98,7 @@ def test_a_short_run_and_a_pipe_show_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 
 LONG = """
+import signal
 import time
 from stowplan.cli import main, replay_progress
 from stowplan.serving.service import Service
@@ -109,6 +110,7 @@ def slow(self, requests, watch=None):
         time.sleep(3.0)
     return done(self, requests, seen)
 Service.replay = slow
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell started in the background ignores it
 main()
 """
 
