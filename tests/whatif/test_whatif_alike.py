@@ -31,11 +31,11 @@ def test_residuals_are_as_alike_as_the_differences_say() -> None:
         records: dict[Hashable, list[float]] = {}
         pairs: dict[Hashable, list[float]] = {}
         for row in rows:
-            if row.figure == figure:
+            if row.figure == figure and row.part != "fresh":
                 residual = math.log(row.predicted / row.measured)
                 records.setdefault(row.record, []).append(residual)
                 pairs.setdefault((row.hardware, row.model), []).append(residual)
         between = statistics.pvariance([statistics.mean(values) for values in records.values()])
         variance = between + statistics.mean(statistics.pvariance(values) for values in records.values())
         assert correlation(records, variance) == pytest.approx(same_run, abs=0.08)
-        assert correlation(pairs, variance) == pytest.approx(same_pair, abs=0.2)
+        assert correlation(pairs, variance) == pytest.approx(same_pair, abs=0.25)
