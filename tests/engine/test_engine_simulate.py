@@ -325,7 +325,10 @@ def test_eight_hundred_tasks_take_milliseconds() -> None:
         for part in range(10):
             work = Work({"gpu": 1e-4, "link": 1e6 * (part + 1), "ram": 1e6}, 5e-6)
             builder.add(f"{layer}.{part}", work, stream=f"stream {part % 4}")
-    began = time.perf_counter()
-    simulate(builder.build())
-    # Around 20 ms on an idle core; the margin is for a busy machine.
-    assert time.perf_counter() - began < 0.5
+    graph, taken = builder.build(), []
+    for _ in range(3):
+        began = time.process_time()
+        simulate(graph)
+        taken.append(time.process_time() - began)
+    # Around 20 ms of an idle core; the margin is for a busy machine.
+    assert min(taken) < 0.3

@@ -380,7 +380,7 @@ def test_mutated_files_are_refused_or_read_but_never_crash(tmp_path: Path, small
 def test_huge_counts_cost_no_time(kind: int) -> None:
     start = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + struct.pack("<Q", 1) + b"k"
     content = start + struct.pack("<IIQ", 9, kind, 2**63) + bytes(1000)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(BadFile):
         parse_header(content, "m.gguf")
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
