@@ -29,17 +29,8 @@ class NaiveAheadEngine(NaiveEngine):
         self.seen = began
         self.check()
 
-    def arrive(self) -> None:
-        self.lose(self.running, self.now)
-        self.lose(self.swapped, self.now)
-        while self.coming and self.coming[0].arrival <= self.seen:
-            s = self.coming.pop(0)
-            self.lose(self.waiting, s.arrival)
-            if self.limits.max_waiting is not None and len(self.waiting) >= self.limits.max_waiting:
-                self.refused.append(s)
-            else:
-                self.waiting.append(s)
-        self.lose(self.waiting, self.seen)
+    def known_until(self) -> float:
+        return self.seen
 
 
 class NaiveAheadCachingEngine(NaiveAheadEngine, NaiveCachingEngine):

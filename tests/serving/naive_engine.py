@@ -67,17 +67,21 @@ class NaiveEngine:
         self.chunked_step() if self.chunked else self.prefill_first_step()
         self.check()
 
+    def known_until(self) -> float:
+        """The time up to which the scheduler knows of arrivals."""
+        return self.now
+
     def arrive(self) -> None:
         self.lose(self.running, self.now)
         self.lose(self.swapped, self.now)
-        while self.coming and self.coming[0].arrival <= self.now:
+        while self.coming and self.coming[0].arrival <= self.known_until():
             s = self.coming.pop(0)
             self.lose(self.waiting, s.arrival)
             if self.limits.max_waiting is not None and len(self.waiting) >= self.limits.max_waiting:
                 self.refused.append(s)
             else:
                 self.waiting.append(s)
-        self.lose(self.waiting, self.now)
+        self.lose(self.waiting, self.known_until())
 
     def lose(self, here: list[Sequence], now: float) -> None:
         """Those whose clients stopped waiting by `now`."""

@@ -98,18 +98,19 @@ def plan_flexgen(
 
 def polish(setup: Setup, workload: Workload, policy: RankedPolicy, **names: Any) -> RankedPolicy:
     """The policy, or a neighbour of it that the simulator finds faster; arguments as those of `plan_flexgen`."""
-    found: dict[FlexgenSettings, RankedPolicy] = {}
+    start = settings_of(policy.plan)
+    found = {start: policy}
 
     def tokens_per_s(settings: FlexgenSettings) -> float | None:
-        moved = _evaluated(setup, workload, settings, policy.solver, names)
-        if moved is None:
-            return None
-        found[settings] = moved
-        return moved.tokens_per_s
+        if settings not in found:
+            moved = _evaluated(setup, workload, settings, policy.solver, names)
+            if moved is None:
+                return None
+            found[settings] = moved
+        return found[settings].tokens_per_s
 
     splits = weight_splits(setup, disk=bool(setup.machine.disks))
-    best = polished(settings_of(policy.plan), splits, tokens_per_s)
-    return found.get(best, policy)
+    return found[polished(start, splits, tokens_per_s)]
 
 
 def _evaluated(
