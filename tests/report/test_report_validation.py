@@ -10,30 +10,20 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.validate import examples
 
 from stowplan.report.validation import validation_page
 from stowplan.validate.rows import Result, Row
-from stowplan.validate.sources import Unit
 from stowplan.validate.targets import load_targets
 from stowplan.validate.validation import Validation, summarise
 
 HOSTILE = "<script>alert('x')</script>\"&amp;</title><img src=http://example.org/x>"
 VOID = {"meta"}
-UNIT = Unit("a", "a", "llama.cpp", "held-out", ("partial",), "gpu + cpu", "gpu + cpu + ram", ("decode",))
-ROW = Row(
+UNIT = examples.UNIT
+ROW = replace(
+    examples.ROW,
     id="a/d0",
-    record="a",
-    system="llama.cpp",
-    kind="partial",
-    figure="decode",
-    part="held-out",
-    hardware="gpu + cpu",
-    machine="gpu + cpu + ram",
-    model="model q4",
     run="llama-bench -ngl 10",
-    question="decode",
-    predicted=11.0,
-    measured=10.0,
     low=9.0,
     high=13.0,
     shares=(("host.dram", 0.8), ("overhead", 0.2)),

@@ -5,22 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.validate import examples
 
 from stowplan.validate.explain import dominant_term, open_points, worst
-from stowplan.validate.rows import Row
 
-ROW = Row(
+ROW = replace(
+    examples.ROW,
     id="a/1",
-    record="a",
-    system="llama.cpp",
-    kind="partial",
-    figure="decode",
-    part="held-out",
-    hardware="gpu + cpu",
-    machine="gpu + cpu + ram",
-    model="model q4",
-    run="-ngl 10",
-    question="decode",
     predicted=10.0,
     measured=20.0,
     shares=(("host.dram", 0.8), ("gpu0.hbm", 0.17), ("overhead", 0.03)),

@@ -6,31 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from tests.validate import examples
 
 from stowplan.validate import fit
 from stowplan.validate.cases import Case, load_cases
 from stowplan.validate.fitted import constants
-from stowplan.validate.rows import Result, Row
-from stowplan.validate.sources import Unit
+from stowplan.validate.rows import Result
 from stowplan.validate.validation import summarise
 
 FRESH = load_cases(split="fresh")
-UNIT = Unit("a", "a", "llama.cpp", "held-out", ("partial",), "gpu + cpu", "gpu + cpu + ram", ("decode",))
-ROW = Row(
-    id="a",
-    record="a",
-    system="llama.cpp",
-    kind="partial",
-    figure="decode",
-    part="held-out",
-    hardware="gpu + cpu",
-    machine="gpu + cpu + ram",
-    model="model",
-    run="llama-bench",
-    question="decode",
-    predicted=11.0,
-    measured=10.0,
-)
+UNIT = examples.UNIT
+ROW = replace(examples.ROW, model="model", run="llama-bench")
 
 
 def test_there_are_many_of_many_sources() -> None:

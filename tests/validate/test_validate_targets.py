@@ -5,28 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.validate import examples
 
 from stowplan.systems import list_systems
 from stowplan.validate.cases import LLAMA_CPP
-from stowplan.validate.rows import Row
 from stowplan.validate.sources import jobs
 from stowplan.validate.targets import Target, load_targets, reached
 
-ROW = Row(
-    id="a/1",
-    record="a",
-    system="llama.cpp",
-    kind="partial",
-    figure="decode",
-    part="held-out",
-    hardware="gpu + cpu",
-    machine="gpu + cpu + ram",
-    model="model q4",
-    run="-ngl 10",
-    question="decode",
-    predicted=11.0,
-    measured=10.0,
-)
+ROW = replace(examples.ROW, id="a/1")
 
 
 def test_the_shipped_targets_are_what_was_promised() -> None:
