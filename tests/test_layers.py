@@ -18,7 +18,7 @@ LEVELS: dict[str, int] = {
     for level, names in enumerate(
         (
             ("errors",),
-            ("units", "datafiles"),
+            ("units", "datafiles", "children"),
             ("machines", "models", "traces", "routing"),
             ("kernel_forms",),
             ("work",),

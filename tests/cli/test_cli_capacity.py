@@ -28,7 +28,7 @@ from stowplan.serving.capacity import fewest_engines, highest_rate
 from stowplan.serving.economics import Costs
 from stowplan.serving.from_plan import Engine
 from stowplan.serving.limits import Limits
-from stowplan.serving.replay import Caching
+from stowplan.serving.policies import Caching
 from stowplan.serving.requests import Requests
 from stowplan.serving.service import Service
 from stowplan.serving.step_time import DecodePiece, StepTime

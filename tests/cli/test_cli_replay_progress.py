@@ -9,15 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from array import array
-from math import nan
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from stowplan.cli import replay_progress
-from stowplan.cli.replay_progress import ReplayProgress, share_begun
+from stowplan.cli.replay_progress import ReplayProgress
 
 
 class Terminal(io.StringIO):
@@ -35,40 +32,26 @@ def waited(seconds: float, condition: object) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    ("started", "share"),
-    [
-        ([nan] * 4, 0.0),
-        ([0.0, nan, nan, nan], 0.25),
-        ([0.0, 1.0, nan, 2.0], 1.0),
-        ([0.0, nan, 1.0, nan], 0.75),
-        ([], 1.0),
-    ],
-)
-def test_the_last_request_that_has_begun_says_how_far_it_is(started: list[float], share: float) -> None:
-    assert share_begun(array("d", started)) == share
-
-
 def test_the_time_left_counts_this_replay_and_those_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(replay_progress, "monotonic", lambda: now[0])
-    progress, started = ReplayProgress(io.StringIO()), array("d", [nan] * 100)
+    progress, shares = ReplayProgress(io.StringIO()), [0.0]
     progress.stage("2 requests/s", left=None)
     assert progress.line == "2 requests/s"
-    progress.watch(started)
+    progress.watch(lambda: shares[0])
     now[0] += 10.0
-    np.frombuffer(started)[:25] = 1.0
+    shares[0] = 0.25
     assert progress.line == "2 requests/s, 25% replayed"
     progress.stage("3 requests/s", left=0)
-    progress.watch(started)
+    progress.watch(lambda: shares[0])
     now[0] += 10.0
     assert progress.line == "3 requests/s, 25% replayed, about 30 s left"
     progress.stage("4 requests/s", left=2)
-    progress.watch(started)
+    progress.watch(lambda: shares[0])
     now[0] += 20.0
     # three quarters of 80 s, and twice the mean of 10, 10 and 80 s
     assert progress.line == "4 requests/s, 25% replayed, about 2 min left"
-    np.frombuffer(started)[:] = nan
+    shares[0] = 0.0
     assert progress.line == "4 requests/s, 0% replayed"
     progress.stage("summing up")
     assert progress.line == "summing up"
@@ -104,11 +87,11 @@ from stowplan.cli import main, replay_progress
 from stowplan.serving.service import Service
 replay_progress.QUIET_S = 0.0
 done = Service.replay
-def slow(self, requests, watch=None):
-    def seen(started):
-        watch(started)
+def slow(self, requests, watch=None, workers=1):
+    def seen(share):
+        watch(share)
         time.sleep(3.0)
-    return done(self, requests, seen)
+    return done(self, requests, seen, workers)
 Service.replay = slow
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell started in the background ignores it
 main()

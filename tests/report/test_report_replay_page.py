@@ -19,7 +19,7 @@ from stowplan.serving.answers import Answers, Objective, e2e_s, summarise, tpot_
 from stowplan.serving.from_plan import Engine
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import Replay
-from stowplan.serving.replay import Caching
+from stowplan.serving.policies import Caching
 from stowplan.serving.requests import Requests
 from stowplan.serving.service import Service
 from stowplan.serving.step_time import DecodePiece, StepTime

@@ -92,6 +92,9 @@ def stepped_pair(
             _, i = decodes.queue.pop(0)
             link = max(decodes.now, link) + latency_s + prompt[i] * s_per_token
             copying.append((link, i))
+        # an idle engine takes what is copied in no time at once, also where it has just stopped waiting for another
+        running |= {i: 1 for moment, i in copying if moment <= decodes.seen}
+        copying = [each for each in copying if each[0] > decodes.seen]
         if not running:
             events = [moment for moment, _ in copying]
             if decodes.queue and len(copying) < limits.max_running:

@@ -15,7 +15,8 @@ from stowplan.errors import InputError
 from stowplan.serving.answers import ttft_s
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import State
-from stowplan.serving.replay import Caching, keys_of, policy_of, replay
+from stowplan.serving.policies import Caching, keys_of, policy_of
+from stowplan.serving.replay import replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import ChunkTerm, DecodePiece, StepTime
 

@@ -28,10 +28,11 @@ from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
 from stowplan.serving.fleet import Migration, replay_fleet
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import State
-from stowplan.serving.replay import Caching, replay
+from stowplan.serving.policies import Caching
+from stowplan.serving.replay import replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.routers import RouterName
-from stowplan.serving.step_time import StepTime
+from stowplan.serving.step_time import DecodePiece, StepTime
 
 
 def _side_by_side(
@@ -225,6 +226,21 @@ def test_prompts_apart_equal_engines_that_are_stepped_one_step_ahead(
     first, last = stepped_pair(requests, step_time, limit, copy, latency)
     assert found.first_token_s == pytest.approx(first, abs=1e-6)
     assert found.finished_s == pytest.approx(last, abs=1e-6)
+
+
+def test_copies_that_take_no_time_join_an_idle_engine_together() -> None:
+    """The decode engine runs dry just when one cache has waited a step for it and the next one comes."""
+    arrival = [0.0] * 11 + [9041 * TICK, 9048 * TICK]
+    requests = Requests.of(arrival, [1] * 13, [1] * 9 + [3, 2, 2, 1])
+    still = (DecodePiece(0.0, 0.0, 0.0),)
+    step_time = StepTime(((1, 1000 * TICK), (2, 1000 * TICK)), ((0, 0.0), (1, 277 * TICK)), still, ())
+    limit = Limits(kv_blocks=10**4, max_running=2, max_batched_tokens=2)
+    stage = Stage(1, step_time, limit, ahead=True)
+    found = replay_disaggregated(requests, stage, stage, Handover(0.0))
+    first, last = stepped_pair(requests, step_time, limit, 0.0, 0.0)
+    assert found.first_token_s == pytest.approx(first, abs=1e-6)
+    assert found.finished_s == pytest.approx(last, abs=1e-6)
+    assert found.finished_s[10] == found.finished_s[11]
 
 
 def test_one_sequence_waits_for_its_copy_and_then_decodes() -> None:

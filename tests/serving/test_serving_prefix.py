@@ -10,7 +10,8 @@ from tests.serving.naive_cache import NaiveCachingEngine
 from tests.serving.test_serving_replay import STEP_TIME, assert_conserved, assert_equal, limits, step_times
 
 from stowplan.serving.limits import Limits
-from stowplan.serving.replay import Caching, replay
+from stowplan.serving.policies import Caching
+from stowplan.serving.replay import replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import StepTime
 from stowplan.serving.tiers import Tier

@@ -16,7 +16,8 @@ from tests.serving.naive_fair import NaiveFairEngine
 from stowplan.errors import InputError, UnknownName
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import Replay, State
-from stowplan.serving.replay import list_schedulers, replay
+from stowplan.serving.policies import list_schedulers
+from stowplan.serving.replay import replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import ChunkTerm, DecodePiece, StepTime
 

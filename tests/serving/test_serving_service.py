@@ -14,7 +14,8 @@ from stowplan.serving.fleet import Migration, replay_fleet
 from stowplan.serving.from_plan import Engine
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import Replay
-from stowplan.serving.replay import Caching, replay
+from stowplan.serving.policies import Caching
+from stowplan.serving.replay import replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.service import Service
 from stowplan.serving.step_time import DecodePiece, StepTime

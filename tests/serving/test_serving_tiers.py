@@ -75,7 +75,7 @@ def test_least_recently_used_equals_sets_of_blocks(
     for action, segment, start, count in actions:
         end = min(start + count, _LONGEST)
         if action == "put":
-            hierarchy.put(segment, start, end, 0.0)
+            hierarchy.put([(segment, start, end)], 0.0)
             naive.put(0, segment, set(range(start, end)))
         else:
             level, until = hierarchy.find(segment, start)
@@ -112,7 +112,7 @@ def test_tiers_hold_what_was_written_and_no_more_than_they_may(
     for now, (action, segment, start, count) in enumerate(actions):
         end = min(start + count, _LONGEST)
         if action == "put":
-            hierarchy.put(segment, start, end, now * 0.5)
+            hierarchy.put([(segment, start, end)], now * 0.5)
             given_away |= {(segment, block) for block in range(start, end)}
         else:
             level, until = hierarchy.find(segment, start)
@@ -129,12 +129,12 @@ def test_tiers_hold_what_was_written_and_no_more_than_they_may(
 
 def test_a_writer_that_is_too_far_behind_drops_what_comes() -> None:
     hierarchy = Hierarchy([Tier("disk", 100, {"disk": 0.0}, 1.0, patience_s=2.0)], "lru", [1.0] * 6)
-    hierarchy.put(1, 0, 2, 0.0)  # written until 2 s
-    hierarchy.put(2, 0, 2, 0.0)  # may wait for 2 s, and is written until 4 s
-    hierarchy.put(3, 0, 2, 0.0)  # would wait for 4 s
+    hierarchy.put([(1, 0, 2)], 0.0)  # written until 2 s
+    hierarchy.put([(2, 0, 2)], 0.0)  # may wait for 2 s, and is written until 4 s
+    hierarchy.put([(3, 0, 2)], 0.0)  # would wait for 4 s
     assert hierarchy.find(3, 0) == (-1, 0)
-    hierarchy.put(3, 0, 3, 2.0)  # waits for 2 s
-    hierarchy.put(1, 0, 2, 2.0)  # is there: nothing to write, and nothing to drop
+    hierarchy.put([(3, 0, 3)], 2.0)  # waits for 2 s
+    hierarchy.put([(1, 0, 2)], 2.0)  # is there: nothing to write, and nothing to drop
     (traffic,) = hierarchy.traffic
     assert (traffic.written, traffic.dropped, traffic.busy_s) == (7, 2, 7.0)
     assert hierarchy.find(3, 1) == (0, 3)
@@ -143,7 +143,7 @@ def test_a_writer_that_is_too_far_behind_drops_what_comes() -> None:
 def test_what_leaves_a_tier_goes_to_the_next_and_then_nowhere() -> None:
     hierarchy = Hierarchy([Tier("host", 2, {"h": 0.0}, 0.0), Tier("disk", 3, {"d": 0.0}, 0.0)], "lru", [1.0] * 6)
     for segment in range(4):
-        hierarchy.put(segment, 0, 2, 0.0)
+        hierarchy.put([(segment, 0, 2)], 0.0)
     assert hierarchy.held == [2, 2]
     assert hierarchy.find(3, 0) == (0, 2) and hierarchy.find(2, 1) == (1, 2)
     assert hierarchy.find(1, 0) == hierarchy.find(0, 0) == (-1, 0)
@@ -169,10 +169,10 @@ def test_a_tier_out_of_its_range_is_refused(wrong: dict[str, object]) -> None:
 
 def test_what_is_larger_than_a_tier_or_comes_while_it_writes_is_dropped_and_counted() -> None:
     hierarchy = Hierarchy([Tier("disk", 10, {"d": 0.0}, 1.0, patience_s=3.5)], "lru", [1.0] * 6)
-    hierarchy.put(0, 0, 4, 0.0)
-    hierarchy.put(5, 0, 11, 0.0)
+    hierarchy.put([(0, 0, 4)], 0.0)
+    hierarchy.put([(5, 0, 11)], 0.0)
     assert hierarchy.held == [4] and hierarchy.traffic[0].dropped == 11
-    hierarchy.put(0, 4, 7, 0.0)
+    hierarchy.put([(0, 4, 7)], 0.0)
     assert hierarchy.held == [4] and hierarchy.traffic[0].dropped == 14, "the writer has four seconds of work left"
-    hierarchy.put(0, 4, 7, 1.0)
+    hierarchy.put([(0, 4, 7)], 1.0)
     assert hierarchy.held == [7] and hierarchy.traffic[0].dropped == 14

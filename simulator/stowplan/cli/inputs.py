@@ -37,6 +37,9 @@ Depth = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", min=1, max=256, help="Processes (as many as there are cores).")
+]
 Trace = Annotated[
     str | None, typer.Option("--trace", metavar="FILE.json.gz", help="Write a decode step for ui.perfetto.dev.")
 ]
@@ -128,3 +131,10 @@ class Progress:
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+
+
+def processes(asked: int | None) -> int:
+    """Processes to use: as many as asked for, else one for each core."""
+    import os
+
+    return asked if asked is not None else os.cpu_count() or 1

@@ -1,13 +1,12 @@
 """How far a long replay is, on a line of a terminal that is wiped at the end; nothing where stderr is no terminal.
 
-A replay runs in one piece, so another thread looks at it now and then: requests are begun in the order of the trace, or
-nearly so, and the last one that has been begun says how far it is.
+A replay says how far it is when it is asked, and another thread asks it now and then.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from threading import Event, Thread
 from time import monotonic
 from types import TracebackType
@@ -18,21 +17,6 @@ QUIET_S = 2.0
 _EVERY_S = 0.5
 _KNOWN = 0.02
 """Share of a replay from which on it says how long the rest takes."""
-
-
-def share_begun(started: Sequence[float]) -> float:
-    """How far a replay is, 0 to 1.
-
-    Args:
-        started: float64[n], seconds at which every request was first scheduled, not a number where it was not yet;
-            anything that numpy can look at in place.
-    """
-    import numpy as np
-
-    if not len(started):
-        return 1.0
-    begun = np.flatnonzero(~np.isnan(np.frombuffer(started, dtype=np.float64)))  # type: ignore[call-overload]
-    return (int(begun[-1]) + 1) / len(started) if len(begun) else 0.0
 
 
 class ReplayProgress:
@@ -47,7 +31,7 @@ class ReplayProgress:
         self._stream = sys.stderr if stream is None else stream
         self._shown, self._quiet_s = self._stream.isatty(), QUIET_S if quiet_s is None else quiet_s
         self._text, self._began = "", monotonic()
-        self._started: Sequence[float] | None = None
+        self._share: Callable[[], float] | None = None
         self._replay_began, self._replays, self._left = 0.0, list[float](), 0
         self._ended = Event()
         self._thread = Thread(target=self._tick, daemon=True)
@@ -71,20 +55,20 @@ class ReplayProgress:
             text: what.
             left: replays that follow the next one; None where nobody knows.
         """
-        if self._started is not None:
+        if self._share is not None:
             self._replays.append(monotonic() - self._replay_began)
-        self._text, self._started, self._left = text, None, -1 if left is None else left
+        self._text, self._share, self._left = text, None, -1 if left is None else left
 
-    def watch(self, started: Sequence[float]) -> None:
-        """A replay begins, which fills in when every request was first scheduled."""
-        self._replay_began, self._started = monotonic(), started
+    def watch(self, share: Callable[[], float]) -> None:
+        """A replay begins, which says how far it is, 0 to 1."""
+        self._replay_began, self._share = monotonic(), share
 
     @property
     def line(self) -> str:
         """What is being done, how far it is, and how long it will take."""
-        started, words = self._started, [self._text]
-        if started is not None:
-            share = share_begun(started)
+        ask, words = self._share, [self._text]
+        if ask is not None:
+            share = ask()
             words.append(f"{share:.0%} replayed")
             left = self._seconds_left(share)
             if left is not None:

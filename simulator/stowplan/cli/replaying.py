@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stowplan.cli.inputs import Html, Json
+from stowplan.cli.inputs import Html, Jobs, Json
 from stowplan.cli.option_groups import with_groups
 from stowplan.cli.serving_options import ServiceOptions, TraceOptions
 from stowplan.errors import InputError
@@ -32,6 +32,7 @@ def replay(
         str | None, typer.Option("-o", "--output", metavar="FILE.csv", help="Write each request.")
     ] = None,
     html: Html = None,
+    jobs: Jobs = None,
     json: Json = False,
 ) -> None:
     """Replay a trace and print latencies, throughput and goodput."""
@@ -57,7 +58,7 @@ def replay(
         served = served_by(service, traced, asked)
         check_prices(served.setup.machine, rent, electricity)
         progress.stage(f"{len(asked):,} requests")
-        done = served.service.replay(Requests.from_trace(asked), progress.watch)
+        done = served.service.replay(Requests.from_trace(asked), progress.watch, inputs.processes(jobs))
         progress.stage("summing up")
         answers = summarise(done, objective)
         costs = costs_of(done, served.setup.machine, usd_per_hour=rent, usd_per_kwh=electricity)
@@ -88,10 +89,11 @@ def capacity(
     count_engines: Annotated[
         bool, typer.Option("--count-engines", help="Find the fewest machines for the trace's own rate instead.")
     ] = False,
+    jobs: Jobs = None,
     json: Json = False,
 ) -> None:
     """Find the highest rate, or the fewest machines, at which an objective is kept."""
-    from stowplan.cli import tables
+    from stowplan.cli import inputs, tables
     from stowplan.cli.documents import as_json
     from stowplan.cli.replay_document import capacity_document
     from stowplan.cli.replay_progress import ReplayProgress
@@ -116,7 +118,15 @@ def capacity(
             progress.stage(_attempt_words(attempt, counted=count_engines), attempt.left)
 
         search = fewest_engines if count_engines else highest_rate
-        found = search(served.service, asked, objective, share=share, progress=tell, watch=progress.watch)
+        found = search(
+            served.service,
+            asked,
+            objective,
+            share=share,
+            progress=tell,
+            watch=progress.watch,
+            workers=inputs.processes(jobs),
+        )
     if json:
         tables.print_verbatim(as_json(capacity_document(asked, served, found)))
         return

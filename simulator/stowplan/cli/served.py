@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stowplan.serving.fleet import Migration
     from stowplan.serving.from_plan import Engine
     from stowplan.serving.kv_tiers import Place
-    from stowplan.serving.replay import Caching
+    from stowplan.serving.policies import Caching
     from stowplan.serving.service import Service
     from stowplan.systems.base import Setup
     from stowplan.systems.vllm_settings import VllmSettings
@@ -226,7 +226,7 @@ def _caching(
 ) -> Caching | None:
     """The prefix cache: where it is asked for, or where the engine has one and the trace says what begins alike."""
     from stowplan.serving.kv_tiers import tiers_of
-    from stowplan.serving.replay import Caching
+    from stowplan.serving.policies import Caching
 
     if not (options.prefix_cache or places or own):
         return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stowplan.cli.inputs import Html, Json
+from stowplan.cli.inputs import Html, Jobs, Json
 from stowplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ def validate(
     family: Annotated[
         str | None, typer.Option("--family", metavar="NAME", help="Only this family, such as 'llama.cpp partial'.")
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, max=256, help="Processes (as many as there are cores).")
-    ] = None,
+    jobs: Jobs = None,
     fitted: Annotated[bool, typer.Option("--fitted", help="Also the hardware that constants were set on.")] = False,
     cases: Annotated[bool, typer.Option("--cases", help="Also every measured figure beside its prediction.")] = False,
     ablation: Annotated[
@@ -53,15 +51,9 @@ def validate(
     elif ablation:
         if html is not None:
             raise InputError("--ablation writes no page; use --json")
-        _ablation(filters, _workers(jobs), json)
+        _ablation(filters, inputs.processes(jobs), json)
     else:
-        _validation(filters, _workers(jobs), fitted=fitted, cases=cases, json=json, html=html)
-
-
-def _workers(asked: int | None) -> int:
-    import os
-
-    return asked if asked is not None else os.cpu_count() or 1
+        _validation(filters, inputs.processes(jobs), fitted=fitted, cases=cases, json=json, html=html)
 
 
 def _validation(filters: Filters, workers: int, *, fitted: bool, cases: bool, json: bool, html: str | None) -> None:

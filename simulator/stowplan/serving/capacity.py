@@ -64,6 +64,7 @@ def highest_rate(
     tolerance: float = 0.01,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    workers: int = 1,
 ) -> Capacity:
     """The highest rate, within a tolerance, at which a share of the requests meets the objective.
 
@@ -76,7 +77,7 @@ def highest_rate(
         objective: what each request is to meet.
         share: of all requests, those that were refused or timed out included.
         tolerance: relative, of the rate.
-        progress: told of every replay before it begins; watch: as `Service.replay` takes it.
+        progress: told of every replay before it begins; watch, workers: as `Service.replay` takes them.
 
     Raises:
         InputError: a share or tolerance out of its range, a trace whose requests all arrive at once, or an objective
@@ -97,7 +98,8 @@ def highest_rate(
             if kept is not None and missed is not None:
                 left = ceil(log2(max(1.0, log(missed / kept[0]) / log1p(tolerance)))) - 1
             progress(Attempt(rate, service.machines, tried[-1][2] if tried else None, left))
-        found = summarise(service.replay(Requests.from_trace(trace.scaled_rate(rate)), watch), objective)
+        requests = Requests.from_trace(trace.scaled_rate(rate))
+        found = summarise(service.replay(requests, watch, workers), objective)
         tried.append((rate, service.machines, found.attainment or 0.0))
         return found
 
@@ -139,13 +141,14 @@ def fewest_engines(
     most: int = 256,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    workers: int = 1,
 ) -> Capacity:
     """The fewest engines with which a share of a trace's requests meets the objective at the trace's own rate.
 
     Args:
         service, trace, objective, share: as `highest_rate` takes them; the service's number of engines is left open.
         most: engines beyond which the search ends.
-        progress, watch: as `highest_rate` takes them.
+        progress, watch, workers: as `highest_rate` takes them.
 
     Raises:
         InputError: a share out of its range, prompt engines apart, or an objective that `most` engines miss.
@@ -160,7 +163,7 @@ def fewest_engines(
         if progress is not None:
             left = None if kept is None else ceil(log2(kept[0] - missed)) - 1
             progress(Attempt(trace.rate, engines, tried[-1][2] if tried else None, left))
-        found = summarise(replace(service, engines=engines).replay(requests, watch), objective)
+        found = summarise(replace(service, engines=engines).replay(requests, watch, workers), objective)
         tried.append((trace.rate, engines, found.attainment or 0.0))
         return found
 

@@ -65,7 +65,7 @@ class Chunked(Scheduler):
                 core.decode(copies)
             else:
                 event = self.next_event
-                if event >= until:
+                if event >= until or core.pauses:
                     return
                 core.wait_until(event)
 

@@ -49,7 +49,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
     busy = core.link_busy if cache is not None and cache.links else None
     now, steps, batch, context = core.now, core.steps, core.batch, core.context
     free, lowest, head, prefills = core.free, core.lowest_free, waiting.next, 0
-    tally, idle = core.tally, 0.0
+    tally, idle, pause_at = core.tally, 0.0, core.pause_at
     coming, past = arrival[head], _NEW
     due = ends[0] >> bits if ends else NEVER
     while True:
@@ -88,8 +88,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
                             past = found.tokens
                             if found.link_s:
                                 loads.append(found)
-                        if past:
-                            reused[head] = past
+                        reused[head] = past
                     elif need > left:
                         past = _NEW
                         break
@@ -150,7 +149,7 @@ def _advance(core: Core, waiting: FirstCome) -> Unfinished | None:
             if rest > size:
                 free -= sum(phase[: rest - size])
             steps += run
-        elif change == inf:
+        elif change == inf or head >= pause_at:
             break
         else:
             idle += change - now

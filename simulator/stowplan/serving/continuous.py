@@ -47,7 +47,7 @@ class Continuous(Scheduler):
                     core.decode(copies)
                     continue
             event = self.next_event
-            if event >= until:
+            if event >= until or core.pauses:
                 return
             core.wait_until(event)
 

@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from math import ceil, inf, nan
 
+from stowplan.serving.account import Account
 from stowplan.serving.growth import steps_until, steps_within_blocks
 from stowplan.serving.limits import Limits
 from stowplan.serving.prefix_cache import NOTHING, Found, PrefixCache
-from stowplan.serving.queues import Pool, WaitingQueue
+from stowplan.serving.queues import FirstCome, Pool, WaitingQueue
 from stowplan.serving.tables import StepTables
 
 _ANY = 2**62
@@ -47,14 +48,15 @@ class Core:
     Attributes:
         now: seconds at the current step boundary.
         horizon, longest_run: decode stops at the first boundary at or after this moment, and after so many steps.
+        pause_at: where requests come first served, a run stops before this one if nothing runs or waits by then.
         batch, context: decoding sequences and the cached tokens between them.
-        free: free blocks; lowest_free: the fewest there ever were.
-        steps: decode steps so far; passes: steps of any kind; tally: passes by the tokens that they processed.
-        idle_s: seconds in which nothing ran.
+        free: free blocks.
+        steps: decode steps so far.
+        lowest_free, passes, tally, swaps, idle_s: the account; see `Account`. Tally is by the tokens of a step.
         started, first, finished: seconds by request: first scheduled, first token, last token.
         preemptions: by request, where there were any.
         given_up: tokens that had been generated when the client stopped waiting, by request.
-        reused: tokens of the prompt that were found in a cache when the request was first admitted, where any were.
+        reused: tokens of the prompt that were found in a cache when the request was first admitted.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Core:
         self.prompt, self.output, self.waiting, self.limits = prompt, output, waiting, limits
         self.tables, self.cache, self.patience_s = tables, cache, patience_s
         self.reserve = limits.reserve
-        self.now, self.horizon, self.longest_run = 0.0, inf, _ANY
+        self.now, self.horizon, self.longest_run, self.pause_at = 0.0, inf, _ANY, _ANY
         self.batch = self.context = self.steps = self.passes = 0
         self.free = self.lowest_free = limits.kv_blocks
         self.free_swap = limits.swap_blocks
@@ -93,7 +95,7 @@ class Core:
             self.first = array("d", [nan]) * count
             self.finished = array("d", [nan]) * count
             self.preemptions: dict[int, int] = {}
-            self.reused: dict[int, int] = {}
+            self.reused = array("q", [0]) * count
         else:
             self.full, self.started, self.first = beside.full, beside.started, beside.first
             self.finished, self.preemptions, self.reused = beside.finished, beside.preemptions, beside.reused
@@ -101,6 +103,20 @@ class Core:
         self.swaps = 0
         self.idle_s = 0.0
         self.tally = [0] * len(tables.body)
+
+    def close_account(self) -> Account:
+        """What was counted since the last time; counting starts anew."""
+        tally = {tokens: steps for tokens, steps in enumerate(self.tally) if steps}
+        cache = None if self.cache is None else self.cache.close_account()
+        closed = Account(self.passes, self.swaps, self.idle_s, self.lowest_free, tally, cache)
+        self.passes, self.swaps, self.idle_s, self.lowest_free = 0, 0, 0.0, self.free
+        self.tally = [0] * len(self.tally)
+        return closed
+
+    @property
+    def pauses(self) -> bool:
+        """Whether the next request to come, while nothing runs or waits, is `pause_at` or a later one."""
+        return isinstance(self.waiting, FirstCome) and self.waiting.next >= self.pause_at
 
     def wait_until(self, moment: float) -> None:
         """Nothing runs until then."""
@@ -146,8 +162,7 @@ class Core:
             self.started[request] = self.now
             if self.patience_s < inf:
                 heappush(self.deadlines, (self.waiting.arrival_of(request) + self.patience_s, request))
-            if found.tokens:
-                self.reused[request] = found.tokens
+            self.reused[request] = found.tokens
         self.reserve_blocks(blocks)
         if self.cache is not None:
             self.cache.take(request, length, found, self.now, self.free)

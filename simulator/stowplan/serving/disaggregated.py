@@ -20,7 +20,7 @@ from stowplan.serving.ahead import AheadCore, parts_of
 from stowplan.serving.continuous import Continuous
 from stowplan.serving.core import Core
 from stowplan.serving.limits import Limits
-from stowplan.serving.outcome import Record, Replay, Watch
+from stowplan.serving.outcome import Record, Replay, Watch, share_begun
 from stowplan.serving.queues import Pool
 from stowplan.serving.replay import runnable_rows
 from stowplan.serving.requests import Requests
@@ -81,7 +81,7 @@ def replay_disaggregated(
     rows = np.flatnonzero(fits)
     pair = _Pair(runnable, prompts, decodes, handover, longest)
     if watch is not None:
-        watch(pair.started)
+        watch(lambda: share_begun(pair.started))
     pair.run()
     return pair.record(requests, rows)
 

@@ -15,6 +15,8 @@ from heapq import heapify, heappop, heappush
 from typing import Literal, Protocol
 
 EvictionName = Literal["lru", "cost"]
+Piece = tuple[int, int, int]
+"""Blocks of a segment that leave a place together: the segment, the first of them, and the one behind the last."""
 
 
 class Shelf(Protocol):
@@ -28,6 +30,18 @@ class Shelf(Protocol):
 
     def drop(self) -> None:
         """The segment that `first` just named is gone."""
+
+    def trim(self, over: int, sizes: Sequence[int], missing: list[int]) -> list[Piece]:
+        """Let so many blocks go, the end of each segment first; returns them in the order in which they went.
+
+        Args:
+            over: blocks that have to go, of those that are not in use.
+            sizes: by segment, its blocks.
+            missing: by segment, blocks at its end that are not there; brought up to date.
+        """
+
+    def order(self) -> list[int]:
+        """Segments that are not in use, in the order in which they go if nothing else happens."""
 
 
 class LeastRecentlyUsed:
@@ -66,6 +80,32 @@ class LeastRecentlyUsed:
     def drop(self) -> None:
         """See `Shelf`."""
         self._times[self._queue.popleft()] = 0
+
+    def trim(self, over: int, sizes: Sequence[int], missing: list[int]) -> list[Piece]:
+        """See `Shelf`."""
+        queue, times, busy, gone = self._queue, self._times, self._busy, list[Piece]()
+        while over > 0:
+            segment = queue[0]
+            if times[segment] > 1 or busy[segment]:
+                times[segment] -= 1
+                queue.popleft()
+                continue
+            end = sizes[segment] - missing[segment]
+            start = end - over
+            if start <= 0:
+                start = 0
+                times[segment] = 0
+                queue.popleft()
+            over -= end - start
+            missing[segment] += end - start
+            if end:
+                gone.append((segment, start, end))
+        return gone
+
+    def order(self) -> list[int]:
+        """See `Shelf`."""
+        last_first = dict.fromkeys(reversed(self._queue))
+        return [segment for segment in reversed(last_first) if not self._busy[segment]]
 
 
 class GreedyDual:
@@ -108,6 +148,26 @@ class GreedyDual:
         """See `Shelf`."""
         self._level, _, segment = heappop(self._heap)
         del self._noted[segment]
+
+    def trim(self, over: int, sizes: Sequence[int], missing: list[int]) -> list[Piece]:
+        """See `Shelf`."""
+        gone: list[Piece] = []
+        while over > 0:
+            segment = self.first()
+            end = sizes[segment] - missing[segment]
+            start = max(0, end - over)
+            if not start:
+                self.drop()
+            over -= end - start
+            missing[segment] += end - start
+            if end:
+                gone.append((segment, start, end))
+        return gone
+
+    def order(self) -> list[int]:
+        """See `Shelf`; their order also depends on what is put there, by how far worth has faded."""
+        live = sorted(entry for entry in self._heap if self._noted.get(entry[2]) == entry[1])
+        return [segment for _, _, segment in live if not self._busy[segment]]
 
 
 def make_shelf(name: EvictionName, busy: Sequence[int], worth: Sequence[float]) -> Shelf:

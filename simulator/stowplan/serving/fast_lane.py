@@ -63,7 +63,7 @@ def _advance(core: Core, waiting: FirstCome) -> None:
     started, first, finished, ends, phase = core.started, core.first, core.finished, core.ends, core.phase
     now, steps, batch, context = core.now, core.steps, core.batch, core.context
     free, lowest, head, prefills = core.free, core.lowest_free, waiting.next, 0
-    tally, idle = core.tally, 0.0
+    tally, idle, pause_at = core.tally, 0.0, core.pause_at
     coming = arrival[head]
     due = ends[0] >> bits if ends else NEVER
     while True:
@@ -120,7 +120,7 @@ def _advance(core: Core, waiting: FirstCome) -> None:
             if rest > size:
                 free -= sum(phase[: rest - size])
             steps += run
-        elif change == inf:
+        elif change == inf or head >= pause_at:
             break
         else:
             idle += change - now

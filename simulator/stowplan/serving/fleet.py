@@ -17,10 +17,11 @@ import numpy as np
 from stowplan.errors import InputError
 from stowplan.serving.ahead import parts_of
 from stowplan.serving.limits import Limits
-from stowplan.serving.outcome import Record, Replay, Watch
+from stowplan.serving.outcome import Record, Replay, Watch, share_begun
+from stowplan.serving.policies import Caching, keys_of, policy_of
 from stowplan.serving.prefix_cache import PrefixCache
 from stowplan.serving.queues import Pool
-from stowplan.serving.replay import Caching, chains_of, keys_of, policy_of, replay, runnable_rows
+from stowplan.serving.replay import chains_of, replay, runnable_rows
 from stowplan.serving.requests import Requests
 from stowplan.serving.routers import RouterName, make_router
 from stowplan.serving.step_time import StepTime
@@ -62,6 +63,7 @@ def replay_fleet(
     caching: Caching | None = None,
     ahead: bool = False,
     watch: Watch | None = None,
+    workers: int = 1,
 ) -> Replay:
     """Replay requests through equal engines behind a router; one engine is replayed as it is without one.
 
@@ -70,6 +72,7 @@ def replay_fleet(
     Args:
         requests, step_time, limits, scheduler, caching, ahead, watch: as for one engine; each has caches and a queue
             of its own.
+        workers: as for one engine; several take one process.
         engines: how many.
         router: who takes a request.
         migration: how sequences move; None where they stay.
@@ -81,7 +84,7 @@ def replay_fleet(
     if not 1 <= engines <= 4096:
         raise InputError(f"engines: {engines}; give between 1 and 4096")
     if engines == 1:
-        return replay(requests, step_time, limits, scheduler, caching, ahead=ahead, watch=watch)
+        return replay(requests, step_time, limits, scheduler, caching, ahead=ahead, watch=watch, workers=workers)
     policy = policy_of(scheduler, limits, caching, ahead=ahead)
     if policy.plain:
         raise InputError(f"scheduler: '{scheduler}' runs one engine only; try chunked or continuous")
@@ -106,7 +109,7 @@ def replay_fleet(
         )
         units.append(Unit(policy.make(core)))
     if watch is not None:
-        watch(units[0].core.started)
+        watch(lambda: share_begun(units[0].core.started))
     engine_of = _Fleet(units, arrival, router, migration).run()
     record = Record(requests, scheduler)
     for number, unit in enumerate(units):

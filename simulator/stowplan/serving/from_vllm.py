@@ -22,7 +22,8 @@ from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
 from stowplan.serving.from_plan import Engine
 from stowplan.serving.limits import Limits
 from stowplan.serving.outcome import Replay
-from stowplan.serving.replay import Caching, replay
+from stowplan.serving.policies import Caching
+from stowplan.serving.replay import replay
 from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import ChunkTerm, DecodePiece, StepTime
 from stowplan.systems.base import RAM, Setup

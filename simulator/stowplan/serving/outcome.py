@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -9,8 +10,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from stowplan.serving.account import Account, CacheAccount, whole
 from stowplan.serving.core import Core
-from stowplan.serving.prefix_cache import PrefixCache
 from stowplan.serving.queues import Pool
 from stowplan.serving.requests import Requests
 from stowplan.serving.tiers import Tier
@@ -154,9 +155,20 @@ class Replay:
         return sum(abs(engine.leaked_blocks) for engine in self.engines)
 
 
-Watch = Callable[[Sequence[float]], None]
-"""Called when a replay begins, with the seconds at which every request that can run is first scheduled, as they are
-filled in: an array of doubles, not a number where it has not been yet."""
+Watch = Callable[[Callable[[], float]], None]
+"""Called when a replay begins, with what says how far it is, 0 to 1; any thread may ask."""
+
+
+def share_begun(started: array[float]) -> float:
+    """How far a replay is, 0 to 1: requests are begun in order, or nearly so, and the last one that has been tells.
+
+    Args:
+        started: seconds at which every request was first scheduled, not a number where it was not yet.
+    """
+    if not len(started):
+        return 1.0
+    begun = np.flatnonzero(~np.isnan(np.frombuffer(started, dtype=np.float64)))
+    return (int(begun[-1]) + 1) / len(started) if len(begun) else 0.0
 
 
 class Record:
@@ -171,13 +183,16 @@ class Record:
         self._engine = np.full(count, -1, dtype=np.int16)
         self._engines: list[EngineUse] = []
 
-    def add(self, core: Core, rows: NDArray[np.int64], tiers: Sequence[Tier] = ()) -> None:
+    def add(
+        self, core: Core, rows: NDArray[np.int64], tiers: Sequence[Tier] = (), accounts: Sequence[Account] = ()
+    ) -> None:
         """What an engine did with its requests, which are these rows; rows of another engine stay as they are.
 
         Args:
             core: the engine, which has nothing left to do.
             rows: row of each request of the engine; -1 for one that went elsewhere.
             tiers: places below the GPU of its prefix cache.
+            accounts: those that have been closed; none for one of the whole.
         """
         here = np.flatnonzero(rows >= 0)
         mine = rows[here]
@@ -186,8 +201,8 @@ class Record:
         self._state[mine] = State.FINISHED
         preemptions, reused, made = self._counts
         made[mine] = self._requests.output_tokens[mine]
-        for noted, counts in ((core.preemptions, preemptions), (core.reused, reused)):
-            _note(noted, rows, counts)
+        reused[mine] = np.asarray(core.reused)[here]
+        _note(core.preemptions, rows, preemptions)
         gone = dict(core.given_up)
         if isinstance(core.waiting, Pool):
             gone |= {request: core.made.get(request, 0) for request in core.waiting.expired}
@@ -197,7 +212,7 @@ class Record:
         _note(gone, rows, made)
         self._state[_known(rows[np.fromiter(gone, dtype=np.int64, count=len(gone))])] = State.TIMED_OUT
         self._engine[mine] = len(self._engines)
-        self._engines.append(_engine_use(core, tiers))
+        self._engines.append(_engine_use(core, whole(accounts or [core.close_account()]), tiers))
 
     def result(self) -> Replay:
         """The replay."""
@@ -228,22 +243,24 @@ def _note(noted: dict[int, int], rows: NDArray[np.int64], column: NDArray[np.int
         column[where[where >= 0]] = values[where >= 0]
 
 
-def _engine_use(core: Core, tiers: Sequence[Tier]) -> EngineUse:
+def _engine_use(core: Core, account: Account, tiers: Sequence[Tier]) -> EngineUse:
     limits = core.limits
+    tally = np.zeros(len(core.tally), dtype=np.int64)
+    tally[list(account.tally)] = list(account.tally.values())
     return EngineUse(
         kv_blocks=limits.kv_blocks,
-        peak_blocks=limits.kv_blocks - core.lowest_free,
+        peak_blocks=limits.kv_blocks - account.lowest_free,
         leaked_blocks=limits.kv_blocks - core.free,
-        passes=core.passes,
-        swaps=core.swaps,
-        busy_s=core.now - core.idle_s,
+        passes=account.passes,
+        swaps=account.swaps,
+        busy_s=core.now - account.idle_s,
         ended_s=core.now,
-        tally=np.asarray(core.tally, dtype=np.int64),
-        cache=None if core.cache is None else _cache_use(core.cache, tiers, limits.kv_blocks),
+        tally=tally,
+        cache=None if account.cache is None else _cache_use(account.cache, tiers, limits.kv_blocks),
     )
 
 
-def _cache_use(cache: PrefixCache, tiers: Sequence[Tier], kv_blocks: int) -> CacheUse:
+def _cache_use(cache: CacheAccount, tiers: Sequence[Tier], kv_blocks: int) -> CacheUse:
     places = [TierUse("gpu", cache.hits[0], kv_blocks, kv_blocks)]
     for tier, hits, traffic in zip(tiers, cache.hits[1:], cache.traffic, strict=True):
         places.append(

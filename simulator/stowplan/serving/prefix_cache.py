@@ -10,15 +10,17 @@ a step computes and copies at the same time, layer by layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from stowplan.serving.account import CacheAccount, Traffic
 from stowplan.serving.chains import Chains
 from stowplan.serving.eviction import EvictionName, make_shelf
 from stowplan.serving.tables import StepTables
-from stowplan.serving.tiers import Hierarchy, Tier, Traffic
+from stowplan.serving.tiers import Contents, Hierarchy, Tier
 
 _SAMPLES = 1024
+"""Notes of what is where that a replay takes, about."""
 _ALWAYS = 1 << 62
 """Users of the root, which is in use whoever comes and goes."""
 
@@ -56,22 +58,31 @@ class PrefixCache:
         tables: what computing costs.
         tiers: places below the GPU, nearest first.
         eviction: which segment goes first.
+        earlier: requests of the trace before the first of `chains`.
+        trace_requests: requests of the whole trace; None for those of `chains`.
 
     Attributes:
-        links: names of the links that loads pass.
+        segments: number of segments; links: names of the links that loads pass.
         loose_blocks: blocks that may go.
         hits: tokens found by place, the GPU first; looked_up: tokens of all prompts that were admitted.
         samples: (moment, free blocks, blocks that may go, blocks in each tier), now and then.
     """
 
     def __init__(
-        self, chains: Chains, tables: StepTables, tiers: Sequence[Tier] = (), eviction: EvictionName = "lru"
+        self,
+        chains: Chains,
+        tables: StepTables,
+        tiers: Sequence[Tier] = (),
+        eviction: EvictionName = "lru",
+        *,
+        earlier: int = 0,
+        trace_requests: int | None = None,
     ) -> None:
         self._leaf, self._parent, self._ends, self._sizes = chains.leaf, chains.parent, chains.ends, chains.sizes
         self._own_leaves = False
         self._block = chains.block_tokens
         self._tables = tables
-        count = len(self._sizes)
+        self.segments = count = len(self._sizes)
         self._missing = list(self._sizes)
         self._users = [0] * count
         self._users[0] = _ALWAYS
@@ -83,7 +94,8 @@ class PrefixCache:
         self.loose_blocks = 0
         self.hits = [0] * (1 + len(tiers))
         self.looked_up = 0
-        self._until_sample = self._stride = 1
+        self._earlier = earlier
+        self._stride = max(1, (len(chains.leaf) if trace_requests is None else trace_requests) // _SAMPLES)
         self.samples: list[tuple[float, ...]] = []
 
     @property
@@ -101,19 +113,10 @@ class PrefixCache:
         over = self.loose_blocks - free
         if over <= 0:
             return
-        loose, missing, sizes, below = self._loose, self._missing, self._sizes, self._below
         self.loose_blocks = free
-        while over > 0:
-            segment = loose.first()
-            end = sizes[segment] - missing[segment]
-            start = end - over
-            if start <= 0:
-                start = 0
-                loose.drop()
-            over -= end - start
-            missing[segment] += end - start
-            if below is not None and end:
-                below.put(segment, start, end, now)
+        gone = self._loose.trim(over, self._sizes, self._missing)
+        if self._below is not None:
+            self._below.put(gone, now)
 
     def look_up(self, request: int, length: int, busy: Callable[[int], Sequence[float]] | None = None) -> Found:
         """What is there for a prompt of `length` tokens; `shrink` has been called.
@@ -225,9 +228,8 @@ class PrefixCache:
         tokens = (blocks if blocks < most else most) * size
         self.hits[0] += tokens
         self.looked_up += length
-        self._until_sample -= 1
-        if not self._until_sample:
-            self._sample(now, free)
+        if not (request + self._earlier) % self._stride:
+            self.samples.append((now, free, *self.held))
         return tokens, pinned
 
     def _lies_below(self, segment: int, copies: list[int]) -> bool:
@@ -248,9 +250,8 @@ class PrefixCache:
             now, free: moment and free blocks, which are noted every now and then.
         """
         self.looked_up += length
-        self._until_sample -= 1
-        if not self._until_sample:
-            self._sample(now, free)
+        if not (request + self._earlier) % self._stride:
+            self.samples.append((now, free, *self.held))
         loaded = 0
         if found.loads:
             assert self._below is not None
@@ -267,13 +268,20 @@ class PrefixCache:
             segment = self._parent[segment]
         users[segment] += 1
 
-    def _sample(self, now: float, free: int) -> None:
-        """Note what is where; twice as seldom each time that the notes have become many."""
-        if len(self.samples) >= _SAMPLES:
-            self.samples = self.samples[1::2]
-            self._stride *= 2
-        self._until_sample = self._stride
-        self.samples.append((now, free, *self.held))
+    def close_account(self) -> CacheAccount:
+        """What happened since the last time; counting starts anew."""
+        traffic = self._below.close_account() if self._below else []
+        closed = CacheAccount(self.hits, self.looked_up, traffic, self.samples)
+        self.hits, self.looked_up, self.samples = [0] * len(self.hits), 0, []
+        return closed
+
+    def contents(self, now: float) -> Iterator[Contents]:
+        """What the future depends on while nobody runs, place by place, the GPU first; see `Hierarchy`."""
+        held = ((segment, self._sizes[segment] - self._missing[segment]) for segment in self._loose.order())
+        there = [(segment, blocks) for segment, blocks in held if blocks]
+        yield now, [segment for segment, _ in there], [((0, blocks),) for _, blocks in there]
+        if self._below is not None:
+            yield from self._below.contents(now)
 
     def release(self, request: int, computed: int | None = None) -> int:
         """The sequence gives its blocks back: those of its prompt stay until somebody needs the room.

@@ -9,7 +9,7 @@ from stowplan.serving.disaggregated import Handover, Stage, replay_disaggregated
 from stowplan.serving.fleet import Migration, replay_fleet
 from stowplan.serving.from_plan import Engine
 from stowplan.serving.outcome import Replay, Watch
-from stowplan.serving.replay import Caching
+from stowplan.serving.policies import Caching
 from stowplan.serving.requests import Requests
 from stowplan.serving.routers import RouterName
 
@@ -46,16 +46,21 @@ class Service:
         """Engines of all kinds."""
         return self.engines + self.prompt_engines
 
-    def replay(self, requests: Requests, watch: Watch | None = None) -> Replay:
-        """Replay requests, as clients see them; `watch` is told when it begins.
+    def replay(self, requests: Requests, watch: Watch | None = None, workers: int = 1) -> Replay:
+        """Replay requests, as clients see them.
+
+        Args:
+            requests: what arrives.
+            watch: told when it begins; None for nobody.
+            workers: processes that may share a long trace between them; the result is the same.
 
         Raises:
             InputError: what the scheduler or the engines cannot do; see `stowplan.serving.fleet.replay_fleet` and
                 `stowplan.serving.disaggregated.replay_disaggregated`.
         """
-        return self._replay(requests, watch).seen_by_clients(self.request_s)
+        return self._replay(requests, watch, workers).seen_by_clients(self.request_s)
 
-    def _replay(self, requests: Requests, watch: Watch | None) -> Replay:
+    def _replay(self, requests: Requests, watch: Watch | None, workers: int) -> Replay:
         step_time, limits = self.engine.step_time, self.engine.limits
         if self.prompt_engines:
             if self.caching is not None or self.migration is not None:
@@ -74,4 +79,5 @@ class Service:
             caching=self.caching,
             ahead=self.ahead,
             watch=watch,
+            workers=workers,
         )

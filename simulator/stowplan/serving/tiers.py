@@ -7,15 +7,19 @@ with a bounded buffer drops it, and so is what would be larger than the tier. A 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 from stowplan.errors import InputError
-from stowplan.serving.eviction import EvictionName, Shelf, make_shelf
+from stowplan.serving.account import Traffic
+from stowplan.serving.eviction import EvictionName, GreedyDual, Piece, Shelf
 
 Ranges = tuple[tuple[int, int], ...]
 """Ranges of blocks of a segment, in rising order and apart from each other; nearly always one."""
+Contents = tuple[float, list[int], list[Ranges]]
+"""When a place has time to write, segments that it holds in the order in which they go, and what it holds of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,100 +51,90 @@ class Tier:
             raise InputError(f"tier '{self.name}': needs a capacity, a link to read through, and times of 0 or more")
 
 
-@dataclass(slots=True)
-class Traffic:
-    """Blocks that went through a tier.
-
-    Attributes:
-        write_s_per_block: seconds per block written.
-        read, written, dropped, evicted: blocks.
-        peak: most blocks held at a time.
-    """
-
-    write_s_per_block: float
-    read: int = 0
-    written: int = 0
-    dropped: int = 0
-    evicted: int = 0
-    peak: int = 0
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds of writing."""
-        return self.written * self.write_s_per_block
-
-
 class _Store:
     """What a tier holds, and its account.
 
     Args:
         tier: what it is.
-        below: where what leaves it goes; None for nowhere.
         copies: by segment, in how many tiers there is something of it.
-        shelf: which segment goes first.
+        shelf: which segment goes first; None for the one whose last use is the longest ago.
     """
 
     __slots__ = (
-        "_below",
         "_blocks",
-        "_busy_until",
         "_copies",
         "_patience_s",
+        "_shelf",
         "_write_s",
+        "busy_until",
         "held",
-        "shelf",
         "traffic",
         "used",
     )
 
-    def __init__(self, tier: Tier, below: _Store | None, copies: list[int], shelf: Shelf) -> None:
-        self._below, self._blocks, self._patience_s = below, tier.blocks, tier.patience_s
-        self._copies, self.shelf, self.traffic = copies, shelf, Traffic(tier.write_s_per_block)
-        self.held: dict[int, Ranges] = {}
-        self.used, self._busy_until, self._write_s = 0, 0.0, tier.write_s_per_block
+    def __init__(self, tier: Tier, copies: list[int], shelf: Shelf | None) -> None:
+        self._blocks, self._patience_s, self._write_s = tier.blocks, tier.patience_s, tier.write_s_per_block
+        self._copies, self._shelf, self.traffic = copies, shelf, Traffic(tier.write_s_per_block)
+        self.held: OrderedDict[int, Ranges] = OrderedDict()
+        self.used, self.busy_until = 0, 0.0
 
-    def put(self, segment: int, start: int, end: int, now: float) -> None:
+    def put(self, coming: Iterable[Piece], now: float) -> list[Piece]:
+        """See `Hierarchy`; returns what had to go for it, in the order in which it went."""
+        held, copies, shelf, traffic, most = self.held, self._copies, self._shelf, self.traffic, self._blocks
+        used, busy_until, latest, write_s = self.used, self.busy_until, now + self._patience_s, self._write_s
+        gone: list[Piece] = []
+        for segment, start, end in coming:
+            there, new = held.get(segment), end - start
+            if there is None:
+                ranges: Ranges = ((start, end),)
+            elif there[0][0] == end and len(there) == 1:  # the usual case: a segment leaves the tier above end first
+                ranges = ((start, there[0][1]),)
+            else:
+                new, ranges = _joined(there, start, end)
+                if not new:
+                    continue
+            too_large = ranges[-1][1] - ranges[0][0] > most and _count(ranges) > most
+            if too_large or busy_until > latest:
+                traffic.dropped += new
+                continue
+            held[segment] = ranges
+            if there is None:
+                copies[segment] += 1
+            else:
+                held.move_to_end(segment)
+            if shelf is not None:
+                shelf.put(segment)
+            busy_until = (busy_until if busy_until > now else now) + new * write_s
+            traffic.written += new
+            used += new
+            while used > most:
+                traffic.peak = most
+                going, ranges = held.popitem(last=False) if shelf is None else self._least(shelf)
+                copies[going] -= 1
+                for first, last in reversed(ranges):
+                    used -= last - first
+                    traffic.evicted += last - first
+                    gone.append((going, first, last))
+        self.used, self.busy_until = used, busy_until
+        traffic.peak = max(traffic.peak, used)
+        return gone
+
+    def _least(self, shelf: Shelf) -> tuple[int, Ranges]:
+        going = shelf.first()
+        shelf.drop()
+        return going, self.held.pop(going)
+
+    def read(self, segment: int, blocks: int) -> None:
         """See `Hierarchy`."""
-        there, new = self.held.get(segment), end - start
-        if there is None:
-            ranges: Ranges = ((start, end),)
-        elif there[0][0] == end and len(there) == 1:  # the usual case: a segment leaves the tier above end first
-            ranges = ((start, there[0][1]),)
-        else:
-            new, ranges = _joined(there, start, end)
-            if not new:
-                return
-        too_large = ranges[-1][1] - ranges[0][0] > self._blocks and _count(ranges) > self._blocks
-        if too_large or self._busy_until > now + self._patience_s:
-            self.traffic.dropped += new
-            return
-        if there is None:
-            self._copies[segment] += 1
-        self.held[segment] = ranges
-        self.shelf.put(segment)
-        begin = self._busy_until if self._busy_until > now else now
-        self._busy_until = begin + new * self._write_s
-        traffic = self.traffic
-        traffic.written += new
-        self.used += new
-        if self.used > self._blocks:
-            traffic.peak = self._blocks
-            self._make_room(now)
-        elif self.used > traffic.peak:
-            traffic.peak = self.used
+        self.held.move_to_end(segment)
+        if self._shelf is not None:
+            self._shelf.put(segment)
+        self.traffic.read += blocks
 
-    def _make_room(self, now: float) -> None:
-        """Part with segments until the others fit."""
-        shelf, below = self.shelf, self._below
-        while self.used > self._blocks:
-            going = shelf.first()
-            shelf.drop()
-            self._copies[going] -= 1
-            for first, last in self.held.pop(going)[::-1]:
-                self.used -= last - first
-                self.traffic.evicted += last - first
-                if below is not None:
-                    below.put(going, first, last, now)
+    def close_account(self) -> Traffic:
+        """See `Hierarchy`."""
+        closed, self.traffic = self.traffic, Traffic(self._write_s, peak=self.used)
+        return closed
 
 
 def _joined(held: Ranges, start: int, end: int) -> tuple[int, Ranges]:
@@ -173,16 +167,22 @@ class Hierarchy:
         self.tiers = tuple(tiers)
         self.copies = [0] * len(worth)
         never = bytes(len(worth))
-        stores: list[_Store] = []
-        for tier in reversed(self.tiers):
-            below = stores[-1] if stores else None
-            stores.append(_Store(tier, below, self.copies, make_shelf(eviction, never, worth)))
-        self._stores = stores[::-1]
+        shelves = (None if eviction == "lru" else GreedyDual(never, worth) for _ in self.tiers)
+        self._stores = [_Store(tier, self.copies, shelf) for tier, shelf in zip(self.tiers, shelves, strict=True)]
 
     @property
     def traffic(self) -> list[Traffic]:
         """What went through each tier."""
         return [store.traffic for store in self._stores]
+
+    def close_account(self) -> list[Traffic]:
+        """What went through each tier since the last time; counting starts anew."""
+        return [store.close_account() for store in self._stores]
+
+    def contents(self, now: float) -> Iterator[Contents]:
+        """What the future of each tier depends on, nearest first, where what was used last goes last."""
+        for store in self._stores:
+            yield max(now, store.busy_until), list(store.held), list(store.held.values())
 
     @property
     def held(self) -> list[int]:
@@ -204,10 +204,11 @@ class Hierarchy:
 
     def read(self, level: int, segment: int, blocks: int) -> None:
         """Blocks of a segment are read: it was used now."""
-        store = self._stores[level]
-        store.shelf.put(segment)
-        store.traffic.read += blocks
+        self._stores[level].read(segment, blocks)
 
-    def put(self, segment: int, start: int, end: int, now: float) -> None:
-        """Blocks ``[start, end)`` of a segment leave the GPU; what they push out goes down, and at last away."""
-        self._stores[0].put(segment, start, end, now)
+    def put(self, leaving: list[Piece], now: float) -> None:
+        """Pieces leave the GPU, in this order; what they push out of a tier goes to the next one, and at last away."""
+        for store in self._stores:
+            if not leaving:
+                return
+            leaving = store.put(leaving, now)

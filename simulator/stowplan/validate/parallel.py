@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Protocol
 
+from stowplan.children import deaf_children, ignore_interrupts
 from stowplan.validate.rows import Result
 
 _CHUNK = 2  # what is queued cannot be taken back: large chunks would keep an interrupted run waiting
@@ -36,9 +34,9 @@ def run_all(jobs: Sequence[Runnable], workers: int, progress: Progress | None = 
     if workers <= 1:
         return _collect(map(_run, jobs), len(jobs), progress)
     # Fresh interpreters: forking a process that has threads is unsafe, and is not to be had on every system.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ignore_interrupts) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=ignore_interrupts) as pool:
         try:
-            with _deaf_children():
+            with deaf_children():
                 results = pool.map(_run, jobs, chunksize=_CHUNK)
             return _collect(results, len(jobs), progress)
         except KeyboardInterrupt:
@@ -57,21 +55,3 @@ def _collect(results: Iterable[Result], count: int, progress: Progress | None) -
         if progress is not None:
             progress(len(found), count)
     return found
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes that start meanwhile ignore Ctrl-C from their first moment, also while they import."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may change what signals do
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; only the first one answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
