@@ -146,6 +146,25 @@ class Rest(_Record):
     elasticity: float
 
 
+UnseenPart = Literal["architecture", "gpu"]
+
+
+class Unseen(_Record):
+    """A part that no fitted record had, and what it adds to the standard deviations of log times.
+
+    Attributes:
+        part: the model's architecture, or the generation of the GPUs.
+        group: what is new, as ``hwprofiles/seen`` names groups; name: the same for people.
+        decode_sd, prefill_sd: within the intervals, beside the spread that every prediction has.
+    """
+
+    part: UnseenPart
+    group: str
+    name: str
+    decode_sd: float
+    prefill_sd: float
+
+
 class Prediction(_Record):
     """What will happen.
 
@@ -158,6 +177,7 @@ class Prediction(_Record):
         time_shares: share of a decode step by resource; prefill_shares likewise.
         memory_bytes: use by tier.
         rests_on: figures with their provenance, strongest first.
+        unseen: why intervals are wider than for what was measured; empty where every part had a fitted record.
         solver: how the placement was found, None for a given one.
         command: what to run, None where the system has no command line.
         warnings: what the user should know.
@@ -182,6 +202,7 @@ class Prediction(_Record):
     prefill_shares: dict[str, float]
     memory_bytes: dict[str, MemoryUse]
     rests_on: list[Rest]
+    unseen: list[Unseen] = []
     solver: Solver | None = None
     command: str | None = None
     warnings: list[str] = []

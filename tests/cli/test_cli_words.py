@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stowplan.cli import words
 from stowplan.cli.tables import WIDTH, blocks, labelled, table
-from stowplan.plan import MemoryUse
+from stowplan.plan import MemoryUse, Prediction, Rest, Unseen
 
 GIB = 2.0**30
 
@@ -70,3 +70,16 @@ def test_labels_lose_no_word(text: str) -> None:
 
 def test_empty_blocks_leave_no_gap() -> None:
     assert [line.text for line in blocks([], labelled("a", "b"), [])] == ["", "  a          b"]
+
+
+def test_what_no_fitted_record_had_is_one_clause() -> None:
+    rest = Rest(name="a", value=1.0, kind="measured", source="somewhere", sd=0.1, elasticity=1.0)
+    new = [
+        Unseen(part="architecture", group="mamba", name="mamba", decode_sd=0.2, prefill_sd=0.1),
+        Unseen(part="gpu", group="amd fp16", name="Radeon", decode_sd=0.1, prefill_sd=0.0),
+    ]
+    known = "1 of 1 figures measured"
+    assert words.provenance(Prediction.model_construct(rests_on=[rest], unseen=[])) == known
+    told = words.provenance(Prediction.model_construct(rests_on=[rest], unseen=new))
+    since = "the interval is wider, since no fitted record had the architecture mamba or a GPU like Radeon"
+    assert told == f"{known}; {since}"

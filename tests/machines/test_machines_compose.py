@@ -160,6 +160,20 @@ def test_overrides_do_what_they_say() -> None:
     assert rebuilt(machine) == machine
 
 
+def test_memory_of_a_gpu_that_shares_the_hosts_is_its_limit() -> None:
+    machine = load_machine("strix-halo-128", ["gpu.memory=117GiB"])
+    gpu = machine.gpus[0]
+    assert gpu.unified_share is not None
+    assert gpu.memory.value == pytest.approx(117 * GIB)
+    assert gpu.unified_share.value * machine.memory.capacity.value == pytest.approx(117 * GIB)
+    assert machine.memory.capacity == load_machine("strix-halo-128").memory.capacity
+    assert rebuilt(machine) == machine
+    with pytest.raises(InputError, match=r"gpu0\.memory=200 GiB: .* shares the 128 GiB of the host"):
+        load_machine("strix-halo-128", ["gpu.memory=200GiB"])
+    larger = load_machine("strix-halo-128", ["memory.capacity=256GiB", "gpu.memory=200GiB"])
+    assert larger.gpus[0].memory.value == pytest.approx(200 * GIB)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

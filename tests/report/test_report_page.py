@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from stowplan.plan import Workload
+from stowplan.plan import Unseen, Workload
 from stowplan.planner.predict import predict
 from stowplan.planner.result import Planned
 from stowplan.report import words
@@ -140,6 +140,7 @@ def test_names_from_files_are_escaped(solved: Lookup) -> None:
         "command": _HOSTILE,
         "warnings": [_HOSTILE],
         "rests_on": figures,
+        "unseen": [Unseen(part="architecture", group=_HOSTILE, name=_HOSTILE, decode_sd=0.1, prefill_sd=0.1)],
     }
     prediction = found.prediction.model_copy(update=changes)
     alternatives = [replace(each, title=_HOSTILE) for each in found.alternatives]

@@ -10,7 +10,13 @@ from stowplan.models.model import Attention, Layer
 from stowplan.ops import CacheFormat, Kind, Operator, Step, mixer_operators
 from stowplan.plan import Workload
 from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
-from stowplan.systems.llama_cpp_attention import Generation, attention_kernel, generation
+from stowplan.systems.llama_cpp_attention import (
+    Generation,
+    attention_kernel,
+    generation,
+    shared_heads,
+    without_window,
+)
 from stowplan.systems.llama_cpp_auto import layers_only
 from stowplan.systems.llama_cpp_commands import make_plan
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
@@ -30,7 +36,8 @@ AMPERE, ADA = Generation.TURING, Generation.ADA
         ("rtx-5090", ADA),
         ("v100-16gb-pcie", Generation.OTHER),
         ("p100-pcie", Generation.OTHER),
-        ("rx-7900-xtx", Generation.OTHER),
+        ("rx-7900-xtx", Generation.AMD),
+        ("gtx-1650", AMPERE),
     ],
 )
 def test_generations(gpu: str, found: Generation) -> None:
@@ -104,3 +111,75 @@ def test_engines_change_places_with_the_format_of_a_deep_cache() -> None:
     assert grown["llama.cpp", "2025-05-01", "f16"] < 0.5 * grown["llama.cpp", "2025-05-01", "q8_0"]
     assert grown["ik_llama.cpp", "2025-05-05", "q8_0"] < 0.95 * grown["llama.cpp", "2025-05-01", "q8_0"]
     assert grown["llama.cpp", "2025-05-01", "f16"] < 0.5 * grown["ik_llama.cpp", "2025-05-01", "f16"]
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "built", "kernel", "heads"),
+    [
+        ("qwen3-14b", "llama.cpp", "2026-01-26", VECTOR, None),  # five query heads
+        ("qwen3-14b", "llama.cpp", "2026-01-27", MATRIX, 5),
+        ("qwen2.5-7b", "llama.cpp", "2026-02", MATRIX, 7),
+        ("qwen3.5-27b", "llama.cpp", "2026-01-26", MATRIX, None),
+        ("qwen3.5-27b", "llama.cpp", "2026-01-27", MATRIX, 6),
+        ("qwen3-235b-a22b", "llama.cpp", "2026-02", MATRIX, 8),  # sixteen, in two reads
+        ("qwen3-14b", "ik_llama.cpp", None, VECTOR, None),
+        ("glm-4.5-air", "ik_llama.cpp", "2026-01-27", MATRIX, None),
+        ("glm-4.5-air", "ik_llama.cpp", "2026-01-28", MATRIX, 12),
+        ("qwen3.5-27b", "ik_llama.cpp", "2026-02-25", MATRIX, None),
+        ("qwen3.5-27b", "ik_llama.cpp", "2026-02-26", MATRIX, 6),
+    ],
+)
+def test_numbers_of_query_heads_that_are_no_powers_of_two(
+    model: str, engine: str, built: str | None, kernel: AttentionKernel, heads: float | None
+) -> None:
+    """llama.cpp pull requests 19092 and 19115 pad them; the fork has kernels for some."""
+    layer, op = next(
+        (layer, op)
+        for layer in model_of(model, "q4_k_m").layers
+        for op in mixer_operators(layer, Step.decode(1, 32256), CacheFormat())
+        if op.kind is Kind.ATTENTION
+    )
+    settings = settings_of(engine, built, "f16")
+    assert attention_kernel(settings, AMPERE, layer, op, 1) is kernel
+    assert shared_heads(settings, layer, op) == heads
+
+
+@pytest.mark.parametrize(
+    ("engine", "before", "after"),
+    [("llama.cpp", "2025-05-19", "2025-05-20"), ("ik_llama.cpp", "2025-09-03", "2025-09-04")],
+)
+def test_early_builds_mask_what_is_out_of_the_window(engine: str, before: str, after: str) -> None:
+    layer = next(each for each in model_of("gemma-3-27b", "q4_0").layers if getattr(each.mixer, "window", None))
+    early = without_window(settings_of(engine, before, "f16"), layer)
+    assert without_window(settings_of(engine, after, "f16"), layer) is layer
+
+    def read(each: Layer) -> float:
+        operators = mixer_operators(each, Step.decode(1, 32256), CacheFormat())
+        return sum(op.kv_read for op in operators)
+
+    assert read(early) > 20 * read(layer)
+
+
+def test_early_builds_take_amds_kernel_for_one_query_over_a_prompt() -> None:
+    layer, op = attention("qwen3-14b", Step.prefill(512, 1024))
+    assert attention_kernel(settings_of("llama.cpp", "2025-09-05", "f16"), Generation.AMD, layer, op, 1) is VECTOR
+    assert attention_kernel(settings_of("llama.cpp", "2025-09-06", "f16"), Generation.AMD, layer, op, 1) is None
+    assert attention_kernel(settings_of("ik_llama.cpp", None, "f16"), Generation.AMD, layer, op, 1) is VECTOR
+    layer, op = attention("qwen3-14b", Step.decode(1, 1024))
+    assert attention_kernel(settings_of("llama.cpp", "2025-09-05", "f16"), Generation.AMD, layer, op, 1) is None
+
+
+def prompt_seconds(built: str, *, fused: bool) -> float:
+    """Seconds of a prompt on a Radeon."""
+    setup = setup_of("rx-7900-xtx + epyc-7742 + ddr4-3200x8:512GiB", (), "llama-2-7b", "q4_0")
+    settings = LlamaCppSettings.model_validate({"built": built, "flash_attention": fused})
+    workload = Workload(prompt=512, generate=1)
+    run = LlamaCppRun(setup, workload, settings)
+    placement = layers_only(run, len(setup.model.layers))
+    plan = make_plan(setup.machine, ("llama-2-7b", "q4_0"), workload, settings, placement)
+    return LlamaCpp().evaluate(setup, plan).prefill_s
+
+
+def test_fused_attention_slowed_a_prompt_on_radeons_in_early_builds() -> None:
+    assert prompt_seconds("2025-08", fused=True) > 1.2 * prompt_seconds("2025-08", fused=False)
+    assert prompt_seconds("2025-10", fused=True) < prompt_seconds("2025-10", fused=False)

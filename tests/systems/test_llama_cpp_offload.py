@@ -8,11 +8,12 @@ from math import inf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import setup_of
+from tests.strategies import machine_of, setup_of
 
 from stowplan.kernels import Layout
 from stowplan.ops import Part, distinct_experts
 from stowplan.plan import Workload
+from stowplan.planner.commands import Hints, understand
 from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
 from stowplan.systems.llama_cpp_auto import experts_in_ram, layers_only
 from stowplan.systems.llama_cpp_commands import make_plan
@@ -22,12 +23,13 @@ from stowplan.systems.llama_cpp_offload import (
     copies_all_experts,
     cpu_layout,
     dequantises,
+    fuses_by_default,
     pinned,
     runs_experts_in_turn,
     touched_experts,
 )
 from stowplan.systems.llama_cpp_reading import settings_from
-from stowplan.systems.llama_cpp_settings import LlamaCppSettings
+from stowplan.systems.llama_cpp_settings import LlamaCppSettings, settings_of
 from stowplan.systems.serial import LayerPlaces
 
 EXPERTS = (128, 8)
@@ -159,6 +161,42 @@ def test_early_builds_turn_weights_into_halves_first() -> None:
     assert not dequantises(now, "q4_k", 512)
     assert dequantises(ik("2025-04"), "iq3_k", 512)
     assert not dequantises(ik(), "iq3_k_r4", 512)
+
+
+@pytest.mark.parametrize(
+    ("key", "rows"), [("q2_k", 384), ("q6_k", 1536), ("iq2_s", 1536), ("iq4_k", 1024), ("iq4_k_r4", 1024)]
+)
+def test_the_fork_gives_large_products_of_small_blocks_to_the_library(key: str, rows: int) -> None:
+    """ik_llama.cpp pull request 559: formats with a scale for every 16 weights."""
+    assert dequantises(ik("2025-06-27"), key, rows)
+    assert not dequantises(ik("2025-06-27"), key, rows - 1)
+    assert not dequantises(ik("2025-06-26"), key, rows)
+    assert not dequantises(LlamaCppSettings(), "q6_k", rows)
+    assert not dequantises(ik(), "iq4_ks", 8192)
+
+
+@pytest.mark.parametrize(
+    ("command", "built", "fused"),
+    [
+        ("llama-server -m a.gguf -ngl 99", "2025-08-29", False),
+        ("llama-server -m a.gguf -ngl 99", "2025-08-30", True),
+        ("llama-server -m a.gguf -ngl 99 -fa", "2025-08-29", True),
+        ("llama-bench -m a.gguf -ngl 99", "2026-06-04", False),
+        ("llama-bench -m a.gguf -ngl 99", "2026-07-20", True),
+        ("llama-bench -m a.gguf -ngl 99 -fa 1", "2026-06-04", True),
+        ("llama-bench -m a.gguf -ngl 99 -fa 0", None, False),
+        ("llama-bench -m a.gguf -ngl 99", None, True),
+    ],
+)
+def test_defaults_of_fused_attention_by_program_and_build(command: str, built: str | None, fused: bool) -> None:
+    machine = machine_of("rtx-4090 + epyc-7742 + ddr4-3200x8:512GiB")
+    hints = Hints(model="qwen3-14b", quant="q4_k_m", built=built)
+    assert settings_of(understand(command.split(), machine, hints).plan).flash_attention is fused
+
+
+def test_the_fork_fuses_attention_by_default_since_october_2025() -> None:
+    assert not fuses_by_default(ik("2025-10-24"), bench=False)
+    assert fuses_by_default(ik("2025-10-25"), bench=True)
 
 
 def test_early_builds_run_experts_in_turn() -> None:

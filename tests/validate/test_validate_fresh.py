@@ -35,7 +35,7 @@ def test_the_fit_does_not_see_them(monkeypatch: pytest.MonkeyPatch) -> None:
         return found[:1]
 
     monkeypatch.setattr(fit, "load_cases", first_of)
-    fit._Problem()
+    fit.Problem()
     assert {case.family for case in seen} == set(fit.FAMILIES)
     assert {case.split for case in seen} == {"fit"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -84,6 +85,23 @@ def test_the_wanted_spread_would_hold_what_is_aimed_at(pairs: list[tuple[float, 
     widened = [row(r.ratio, r.record, (r.spread or 0.0) * factor) for r in rows]
     if factor > 1e-6:
         assert sum(bool(r.covered) for r in widened) >= AIM * len(rows) - 1e-6
+
+
+def test_the_interval_score_punishes_width_and_misses_alike() -> None:
+    """Against the score written out, and smallest in the mean where intervals hold what they say."""
+    inside, outside = row(math.exp(0.05), "a", 0.1), row(math.exp(-0.3), "b", 0.1)
+    half = 0.1 * 1.2815515655446004
+    assert errors("x", [inside]).interval_score == pytest.approx(2 * half)
+    assert errors("x", [outside]).interval_score == pytest.approx(2 * half + 10 * (0.3 - half))
+    assert errors("x", [inside, outside]).interval_score == pytest.approx(2 * half + 5 * (0.3 - half))
+    assert errors("x", [row(1.0)]).interval_score is None
+    errors_made = [0.1 * NormalDist().inv_cdf((i + 0.5) / 400) for i in range(400)]
+    scores = {
+        spread: errors("x", [row(math.exp(e), f"r{i}", spread) for i, e in enumerate(errors_made)]).interval_score
+        or 0.0
+        for spread in (0.06, 0.1, 0.16)
+    }
+    assert scores[0.1] < min(scores[0.06], scores[0.16])
 
 
 def test_families_are_in_order_and_lose_nothing() -> None:

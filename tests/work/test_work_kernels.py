@@ -13,6 +13,7 @@ from stowplan.kernels import (
     CpuKernels,
     GpuKernels,
     Layout,
+    RoutedRun,
     family,
     idle_constants,
     kernel_names,
@@ -53,6 +54,22 @@ def cpu(spec: str, engine: str = "ik_llama.cpp", threads: int = 16, stalls: floa
     machine = machine_of(spec)
     figures = figures_for(machine, "llama.cpp", engine)
     return CpuKernels.build(figures, "llama.cpp", machine.cpu.isa, threads, stalls=stalls)
+
+
+def test_one_wide_arm_core_reads_more_of_memory_than_others() -> None:
+    """An M1 Max core alone reads 102 GB/s, cores of a Ryzen 9 7950X 65 GB/s for two."""
+    arm, desktop = cpu("apple-m2-max-cpu + lpddr5-6400x8:64GiB"), cpu("ryzen-9-7950x + ddr5-5200x2:64GiB")
+    assert 50e9 < arm.stream < 102e9
+    assert desktop.stream == pytest.approx(40e9)
+
+
+def test_attention_over_a_tile_of_queries_is_one_rate_of_three() -> None:
+    kernels = cpu(SERVER, "llama.cpp")
+    op = Operator("attention", Part.KV, Kind.ATTENTION, 1e12, kv_read=1e6, m=512)
+    plain, tiled = (kernels.work(op, tiled=way).amounts["host.cores"] for way in (False, True))
+    assert plain == pytest.approx(1e12 / kernels.attention)
+    assert tiled == pytest.approx(1e12 / kernels.tiled)
+    assert kernels.attention < kernels.tiled < kernels.unfused * 1.2
 
 
 def test_interleaved_rows_count_as_the_plain_format() -> None:
@@ -98,6 +115,59 @@ def test_products_of_routed_experts_take_longer_than_one_of_as_many_rows() -> No
     assert routed.amounts["gpu0.compute"] > dense.amounts["gpu0.compute"]
     one = [kernels.work(product(1, part=part)) for part in (Part.FFN_UP, Part.EXPERT_UP)]
     assert one[0] == one[1]
+
+
+def test_tiles_of_few_rows_are_mostly_padding() -> None:
+    kernels, run = gpu("rtx-3090 + ryzen-9-7950x + ddr5-5200x2:64GiB"), RoutedRun(128.0, 0.0)
+
+    def seconds(rows: float, run: RoutedRun = run) -> float:
+        return kernels.work(product(rows, part=Part.EXPERT_UP), routed=run).amounts["gpu0.compute"]
+
+    assert seconds(16) == pytest.approx(seconds(8), rel=0.01)
+    assert 1.0 < seconds(64) / seconds(8) < 1.3
+    full = 2 * 4096 * 14336 * 2048 / kernels.gemm["k"]
+    assert seconds(2048) == pytest.approx(kernels.routed * full)
+    assert seconds(8, RoutedRun(16.0, 0.0)) < 0.5 * seconds(8)
+    assert seconds(8, RoutedRun(128.0, 1e6)) == pytest.approx(seconds(8) + 1e6 / kernels.memory)
+    assert seconds(8, RoutedRun(0.0, 0.0)) < seconds(8)
+
+
+def test_power_does_not_bind_padding() -> None:
+    full, low = (gpu(ADA, **{"gpu0.power": watts}) for watts in (320.0, 40.0))
+    few, many = (product(rows, part=Part.EXPERT_UP) for rows in (4, 4096))
+    run = RoutedRun(128.0, 0.0)
+    slower = {
+        op.m: low.work(op, routed=run).amounts["gpu0.compute"] / full.work(op, routed=run).amounts["gpu0.compute"]
+        for op in (few, many)
+    }
+    assert slower[4] == pytest.approx(1.0)
+    assert slower[4096] > 2.0
+
+
+def test_a_recurrence_goes_from_token_to_token() -> None:
+    kernels = gpu(ADA)
+
+    def scan(tokens: int) -> Operator:
+        cells = 32 * 128 * 128
+        flops = 7.0 * cells * tokens
+        return Operator("recurrence", Part.KV, Kind.RECURRENCE, flops, kv_read=4.0 * cells, m=tokens, format="f32")
+
+    long, short = (kernels.work(scan(tokens)).amounts["gpu0.compute"] for tokens in (2048, 512))
+    assert long == pytest.approx(4 * short)
+    assert 0.1e-6 < short / 512 < 2e-6  # a microsecond of a layer with 32 heads on a chip with 76 multiprocessors
+    attention = replace(scan(512), kind=Kind.ATTENTION)
+    assert kernels.work(attention).amounts["gpu0.compute"] < 0.2 * short
+
+
+def test_chips_without_matrix_units_reach_less_of_their_dot_products() -> None:
+    found = {}
+    for name in ("gtx-1650", "t4", "l20"):
+        figures = figures_for(machine_of(f"{name} + core-i7-7700 + ddr4-2400x2:32GiB"), "llama.cpp")
+        kernels = GpuKernels.build(figures, 0, "llama.cpp", "nvidia")
+        found[name] = kernels.gemm["k"] * kernels.unlimited / figures.value("gpu0.peak.int8")
+    assert found["gtx-1650"] == pytest.approx(0.3)
+    assert found["t4"] <= 0.4
+    assert found["l20"] > 0.3
 
 
 def test_a_cache_is_read_again_for_heads_that_share_no_read() -> None:
@@ -149,6 +219,13 @@ def test_heads_share_a_read_of_the_cache_by_powers_of_two() -> None:
     assert seconds[2] == seconds[4] == seconds[8]
     assert seconds[16] == pytest.approx(2 * seconds[8])
     assert seconds[12] == pytest.approx(3 * seconds[8])
+
+
+def test_padded_heads_share_a_read_whatever_their_number() -> None:
+    kernels = gpu(ADA)
+    op = decode_attention(6)
+    alone, shared = (kernels.work(op, attention=AttentionKernel.MATRIX, shared=heads) for heads in (None, 6.0))
+    assert alone.amounts["gpu0.compute"] == pytest.approx(3 * shared.amounts["gpu0.compute"])
 
 
 def test_matrix_units_read_a_quantised_cache_as_halves() -> None:

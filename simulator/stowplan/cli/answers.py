@@ -200,7 +200,7 @@ def proof(planned: Planned, simulated_s: float) -> list[Line]:
         else:
             parts.append(f"at most {within} from the best that {planned.plan.system} can place {tried}")
     parts.append(f"one step simulated: {words.seconds(simulated_s)}")
-    parts.append(words.provenance(planned.prediction.rests_on))
+    parts.append(words.provenance(planned.prediction))
     return paragraph("; ".join(parts), "faint")
 
 

@@ -95,7 +95,7 @@ def predict(
         return
     rates = system.decode_graph(given.setup, given.plan).rates
     comparison = _comparison(given, prediction) if compare and given.plan.system == "llama.cpp" else []
-    known = tables.paragraph(provenance(prediction.rests_on), "faint")
+    known = tables.paragraph(provenance(prediction), "faint")
     tables.print_lines(
         answers.prediction_answer(given.setup, given.plan, prediction, rates, _at_contexts(given))
         + tables.blocks(comparison, known)

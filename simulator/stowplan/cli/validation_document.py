@@ -32,6 +32,8 @@ class FamilyErrors(_Record):
         interval_coverage: share of measurements inside the predicted 80 % interval; null without intervals.
         interval_spread: median standard deviation of the logarithm that the intervals claim; wanted_spread: the one
             that would hold 82.5 % of the measurements.
+        interval_score: mean width of the intervals in logarithms plus ten times what measurements are outside by; the
+            smaller the better, and neither wide nor narrow intervals alone make it small.
         target_median: what the median absolute error should be at most; null where nothing was promised.
     """
 
@@ -45,6 +47,7 @@ class FamilyErrors(_Record):
     interval_coverage: float | None
     interval_spread: float | None
     wanted_spread: float | None
+    interval_score: float | None
     target_median: float | None
 
 
@@ -131,7 +134,10 @@ class WrongChoice(_Record):
 
 
 class ComparedCase(_Record):
-    """One measured figure beside its prediction: tokens/s, bytes for memory, seconds for latencies."""
+    """One measured figure beside its prediction: tokens/s, bytes for memory, seconds for latencies.
+
+    `unseen` names parts that no fitted record had (architecture, gpu), for which the interval is wider.
+    """
 
     id: str
     family: str
@@ -144,6 +150,7 @@ class ComparedCase(_Record):
     low: float | None
     high: float | None
     limits: dict[str, float]
+    unseen: list[str]
     source: str
     note: str
 
@@ -257,6 +264,7 @@ def _family(found: Errors) -> FamilyErrors:
         interval_coverage=found.interval_coverage,
         interval_spread=found.interval_spread,
         wanted_spread=found.wanted_spread,
+        interval_score=found.interval_score,
         target_median=found.target_median,
     )
 
@@ -295,6 +303,7 @@ def _case(row: Row) -> ComparedCase:
         low=row.low,
         high=row.high,
         limits=dict(row.shares),
+        unseen=list(row.unseen),
         source=row.source,
         note=row.note,
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from stowplan.report.words import WHOLE, doing, place
+from stowplan.report.words import WHOLE, doing, place, unseen
 from stowplan.units import format_bytes
 
 if TYPE_CHECKING:
-    from stowplan.plan import Interval, MemoryUse, Prediction, Rest
+    from stowplan.plan import Interval, MemoryUse, Prediction
 
 _GIB = 2.0**30
 _KINDS = ("measured", "fitted", "datasheet", "assumed")
@@ -98,12 +98,16 @@ def memory(tiers: Mapping[str, MemoryUse], *, margin: bool = True) -> str:
     return "   ".join(entries)
 
 
-def provenance(figures: Iterable[Rest]) -> str:
-    """How well the figures behind a prediction are known: '3 of 14 figures measured, 2 fitted, 9 assumed'."""
-    kinds = [figure.kind for figure in figures]
+def provenance(prediction: Prediction) -> str:
+    """How well the figures behind a prediction are known, and what was never measured.
+
+    '3 of 14 figures measured, 2 fitted, 9 assumed'
+    """
+    kinds = [figure.kind for figure in prediction.rests_on]
     counts = {kind: kinds.count(kind) for kind in _KINDS}
     others = "".join(f", {count} {kind}" for kind, count in counts.items() if kind != "measured" and count)
-    return f"{counts['measured']} of {len(kinds)} figures measured{others}"
+    new = unseen(prediction.unseen)
+    return f"{counts['measured']} of {len(kinds)} figures measured{others}{f'; {new}' if new else ''}"
 
 
 def times(ratio: float) -> str:

@@ -7,7 +7,7 @@ kernel its own share of them. All efficiencies are smooth in the operator's size
 
 from stowplan.kernels.cpu import CpuKernels, Layout, one_core_copies, vector_units
 from stowplan.kernels.formats import family, kernel_names, kernels_of_scaled
-from stowplan.kernels.gpu import AttentionKernel, GpuKernels
+from stowplan.kernels.gpu import AttentionKernel, GpuKernels, RoutedRun
 from stowplan.kernels.idle import idle_constants
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "CpuKernels",
     "GpuKernels",
     "Layout",
+    "RoutedRun",
     "family",
     "idle_constants",
     "kernel_names",

@@ -43,7 +43,7 @@ class CpuKernels:
         stream: bytes of weights per core-second that one core keeps in flight.
         stall: core-seconds per byte of weights that instructions wait for memory and nothing hides.
         attention: FLOPs per core-second of fused attention over a prompt; attention_row: of one query; unfused: with
-            scores written out.
+            scores written out; tiled: over many queries of a prompt at once, by builds that do so.
     """
 
     operator_gap: float
@@ -57,6 +57,7 @@ class CpuKernels:
     attention: float
     attention_row: float
     unfused: float
+    tiled: float
 
     @staticmethod
     def build(
@@ -98,31 +99,32 @@ class CpuKernels:
             tile=None if tile is None else tiles,
             columns=optional("gemm_columns"),
             element_bytes=optional("element_bytes") or 0.0,
-            stream=clock * figures.value(constant + "stream"),
+            stream=clock * (_first(figures, f"{constant}stream_isa.", names) or figures.value(constant + "stream")),
             stall=stalls * (optional("stall") or 0.0) / clock,
             attention=clock * many * attention,
             attention_row=clock * row * (optional("attention_row") or attention),
             unfused=clock * many * (optional("attention_unfused") or attention),
+            tiled=clock * many * (optional("attention_tiled") or attention),
         )
 
-    def work(self, op: Operator, layout: Layout = Layout.PLAIN) -> Work:
-        """Work vector of an operator whose weights and cache are in host memory."""
+    def work(self, op: Operator, layout: Layout = Layout.PLAIN, *, tiled: bool = False) -> Work:
+        """Work vector of an operator whose weights and cache are in host memory; `tiled` is about attention."""
         moved = op.weight_bytes + op.kv_read + op.kv_write + op.activation_bytes + op.scratch_bytes
         if op.kind is Kind.MATMUL:
             busy = self._fetching(op, self._product(op, layout))
         else:
-            fused = self.attention_row if op.m == 1 else self.attention
+            fused = self.attention_row if op.m == 1 else self.tiled if tiled else self.attention
             rate = self.unfused if op.scratch_bytes else fused
             busy = max(op.flops / rate, op.kv_read / self.stream)
         return Work({"host.dram": moved, "host.cores": busy}, self.operator_gap)
 
-    def in_passes(self, op: Operator, layout: Layout) -> tuple[Work, ...]:
+    def in_passes(self, op: Operator, layout: Layout, *, tiled: bool = False) -> tuple[Work, ...]:
         """The same in the order of the kernels: the pass that reads the weights, later ones, and what comes after.
 
         Later passes find the weights in caches. Nothing overlaps, since all threads do the same at the same time.
         """
         if op.kind is not Kind.MATMUL or self.columns is None or op.m <= max(1.0, self.columns):
-            return (self.work(op, layout),)
+            return (self.work(op, layout, tiled=tiled),)
         kernel = self._product(op, layout)
         first = kernel * self.columns / op.m
         fetch = Work({"host.dram": op.weight_bytes, "host.cores": self._fetching(op, first)}, self.operator_gap)

@@ -39,4 +39,6 @@ def kernels_of_scaled(quant: str) -> str | None:
         return None
     if base in formats():
         return base
+    if base == "mxfp4_moe":
+        return "mxfp4"
     return "iq4_xs" if base.startswith("iq") else "q4_k"

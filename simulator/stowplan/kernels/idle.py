@@ -6,7 +6,7 @@ from stowplan.figures import Figures
 from stowplan.kernels.cpu import Layout, rate_table, vector_units
 from stowplan.kernels.formats import kernel_names, kernels_of_scaled
 from stowplan.machines.machine import Machine
-from stowplan.models.model import LatentAttention, Model
+from stowplan.models.model import LatentAttention, Model, Recurrence
 
 
 def idle_constants(figures: Figures, engine: str, machine: Machine, model: Model) -> frozenset[str]:
@@ -31,8 +31,23 @@ def idle_constants(figures: Figures, engine: str, machine: Machine, model: Model
             (("pipelining", "launch_queue"), len(machine.gpus) > 1),
             (("cpu.sockets", "cpu.remote", "cpu.strays"), machine.sockets > 1),
             (
-                ("expert_popularity", "gpu.gemm_routed", "gpu.gemm_in_turn", "gpu.expert_gap"),
+                (
+                    "expert_popularity",
+                    "gpu.gemm_routed",
+                    "gpu.gemm_in_turn",
+                    "gpu.routed_bytes_per_unit_clock",
+                    "gpu.expert_gap",
+                ),
                 any(layer.experts for layer in model.layers),
+            ),
+            (
+                ("gpu.recurrence_per_unit_clock", "gpu.amd.recurrence_per_unit_clock"),
+                any(isinstance(layer.mixer, Recurrence) for layer in model.layers),
+            ),
+            (("gpu.gemm_native_fp4",), any("fp4" in gpu.peaks for gpu in machine.gpus)),
+            (
+                ("gpu.kernel_cycles", "gpu.kernel_cycles_overlapped", "gpu.gemm_dot_share"),
+                any(gpu.vendor == "nvidia" for gpu in machine.gpus),
             ),
             (
                 ("gpu.attention_latent_unfused", "gpu.attention_wide_keys"),

@@ -14,7 +14,7 @@ from stowplan.errors import InputError, UnknownName
 from stowplan.machines.library import given
 from stowplan.machines.machine import Disk, Gpu, Link, Machine, Number, SourceKind
 from stowplan.machines.schema import ARITHMETICS, bounded_quantity
-from stowplan.units import Dimension
+from stowplan.units import Dimension, format_bytes
 
 _MOST_OVERRIDES = 256
 _INDEXED = re.compile(r"(gpu|disk)(\d{1,3})?\.(.+)\Z")
@@ -99,8 +99,6 @@ def _gpu_number(field: str) -> Change:
         gpu = machine.gpus[index]
         number = given(value)
         match field:
-            case "memory":
-                gpu = replace(gpu, memory=number)
             case "units":
                 gpu = replace(gpu, units=number)
             case "clock":
@@ -112,6 +110,18 @@ def _gpu_number(field: str) -> Change:
         return _with_gpu(machine, index, gpu)
 
     return change
+
+
+def _gpu_memory(machine: Machine, index: int, value: float) -> Machine:
+    """Capacity; of a GPU in the host's memory, the share of it that the GPU may use."""
+    gpu, whole = machine.gpus[index], machine.memory.capacity.value
+    if gpu.unified and value > whole:
+        raise InputError(
+            f"gpu{index}.memory={format_bytes(value)}: {gpu.name} shares the {format_bytes(whole)} of the host; "
+            f"write at most that, or set memory.capacity first"
+        )
+    share = given(value / whole) if gpu.unified else None
+    return _with_gpu(machine, index, replace(gpu, memory=given(value), unified_share=share))
 
 
 def _gpu_bandwidth(machine: Machine, index: int, value: float) -> Machine:
@@ -249,7 +259,7 @@ def _peer_bandwidth(machine: Machine, _: int, value: float) -> Machine:
 
 
 OVERRIDES: Mapping[str, Override] = {
-    "gpu.memory": Override("bytes", "capacity of the GPU", _gpu_number("memory")),
+    "gpu.memory": Override("bytes", "capacity of the GPU; its limit where it shares the host's", _gpu_memory),
     "gpu.bandwidth": Override("bytes/s", "datasheet bandwidth of the GPU's memory", _gpu_bandwidth),
     "gpu.read_bandwidth": Override("bytes/s", "measured read bandwidth of the GPU", _gpu_measured(_READ)),
     "gpu.units": Override("count", "multiprocessors, compute units or cores", _gpu_number("units")),

@@ -19,6 +19,7 @@ from stowplan.systems.llama_cpp import LlamaCpp, LlamaCppRun
 from stowplan.systems.llama_cpp_auto import automatic
 from stowplan.systems.llama_cpp_commands import make_plan
 from stowplan.systems.llama_cpp_flags import read_flags
+from stowplan.systems.llama_cpp_offload import fuses_by_default
 from stowplan.systems.llama_cpp_reading import placement_from, settings_from, workload_from
 from stowplan.systems.llama_cpp_words import Flags
 
@@ -116,6 +117,9 @@ def _understand_llama_cpp(words: Sequence[str], machine: Machine, hints: Hints) 
     if hints.release is not None:
         settings = settings.model_copy(update={"release": hints.release})
     settings = settings.model_copy(update={"built": hints.built})
+    if flags.flash_attention is None:
+        fused = fuses_by_default(settings, bench=flags.bench)
+        settings = settings.model_copy(update={"flash_attention": fused})
     asked = workload_from(flags, hints.workload)
     count = _layer_count(flags, loaded, settings.release)
     if count is None:

@@ -1,4 +1,8 @@
-"""From a plan to a prediction: times, memory, what limits it, and an interval made of the figures' uncertainties."""
+"""From a plan to a prediction: times, memory, what limits it, and an interval.
+
+The interval is made of the figures' uncertainties, of what parts that no fitted record had add to them, and of what the
+model leaves unexplained elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from stowplan.kernels import idle_constants
 from stowplan.machines.machine import Machine
 from stowplan.models.model import Model
 from stowplan.plan import Interval, Plan, Prediction, Rest, Solver
+from stowplan.planner.unseen import unseen
 from stowplan.systems.base import Evaluation, Setup, System
 
 _Z80 = 1.2815515655446004  # 90th percentile of the normal distribution: an 80 % interval is +-1.28 deviations wide
@@ -31,7 +36,8 @@ class Move:
     """How log times move when one figure gets worse by one standard deviation.
 
     Attributes:
-        name, source: the figure and where it was read.
+        name, source: the figure and where it was read; or ``unseen.`` with a part that no fitted record had, and its
+            group, whose kernels are off by one deviation.
         sd: its relative standard deviation.
         decode, prefill: magnitudes of the moves of the log times.
     """
@@ -57,7 +63,10 @@ def predict_and_move(
 ) -> tuple[Prediction, list[Move]]:
     """What a plan will do, and how far each figure's uncertainty moves it; raises as `predict`."""
     evaluation = system.evaluate(setup, plan)
-    moves = list(_moves(setup, plan, system, evaluation))
+    figure_moves = list(_moves(setup, plan, system, evaluation))
+    new = unseen(setup, system.kernels, evaluation)
+    moves = list(figure_moves)
+    moves += [Move(f"unseen.{each.part}", each.group, 1.0, each.decode_sd, each.prefill_sd) for each in new]
     spread = {
         phase: math.sqrt(
             sum(getattr(move, phase) ** 2 for move in moves)
@@ -100,7 +109,8 @@ def predict_and_move(
         time_shares=_normalised(evaluation.decode_shares),
         prefill_shares=_normalised(evaluation.prefill_shares),
         memory_bytes=dict(evaluation.memory),
-        rests_on=_rests(setup.figures, moves),
+        rests_on=_rests(setup.figures, figure_moves),
+        unseen=new,
         solver=solver,
         command=command,
         warnings=warnings,
@@ -174,10 +184,11 @@ def model_sd(figures: Figures, engine: str, phase: str, shares: Mapping[str, flo
     common = figures.get_value(f"{engine}.model_sd.{phase}") or 0.0
     if shares is None:
         return common
-    return figures.get_value(f"{engine}.model_sd.{phase}_{_situation(shares)}") or common
+    return figures.get_value(f"{engine}.model_sd.{phase}_{situation(shares)}") or common
 
 
-def _situation(shares: Mapping[str, float]) -> str:
+def situation(shares: Mapping[str, float]) -> str:
+    """Where the time goes, from a phase's `shares` of it: ``cpu``, ``host``, ``gpu`` or ``gpus``; see `model_sd`."""
     total = sum(shares.values())
     gpus = {name.split(".")[0] for name in shares if name.startswith("gpu") and not name.endswith(("h2d", "d2h"))}
     host = sum(amount for name, amount in shares.items() if name.startswith("host.") or name.endswith(".h2d"))

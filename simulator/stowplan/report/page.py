@@ -124,6 +124,8 @@ def _grounds(prediction: Prediction, planned: Planned | None) -> Iterator[Markup
         yield section("Other placements", sentence, grounds.alternatives_table(planned.alternatives, planned.cost))
     if prediction.rests_on:
         sentence = "Numbers that move the prediction, strongest first; the interval follows from their spread."
+        new = words.unseen(prediction.unseen)
+        sentence += f" {new[0].upper()}{new[1:]}." if new else ""
         yield section("What this rests on", sentence, grounds.figures_table(prediction.rests_on))
     if planned is not None and prediction.solver is not None:
         yield tag("p", grounds.proof(prediction.solver, prediction.system, planned.cost), class_="note")

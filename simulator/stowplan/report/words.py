@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from stowplan.plan import Interval, Plan
+from stowplan.plan import Interval, Plan, Unseen
 from stowplan.units import format_rate
 
 _DEVICE = {"hbm": "memory", "compute": "kernels"}
 _ROUNDS_UP = 0.9995  # three digits write anything from here on as 1
+_PARTS = {"architecture": "the architecture ", "gpu": "a GPU like "}
 _LINKS = {"h2d": "copies to", "d2h": "copies from"}
 WHOLE = {
     "host.dram": "host DRAM",
@@ -50,6 +51,12 @@ def seconds_unit(value: float) -> tuple[float, str]:
 def interval(found: Interval, scale: float = 1.0) -> str:
     """Both ends of an interval."""
     return f"{three(found.low * scale)} – {three(found.high * scale)}"
+
+
+def unseen(parts: Iterable[Unseen]) -> str:
+    """Why an interval is wider than for what was measured, as a clause; empty where every part had a fitted record."""
+    named = [f"{_PARTS[each.part]}{each.name}" for each in parts]
+    return f"the interval is wider, since no fitted record had {' or '.join(named)}" if named else ""
 
 
 def place(name: str, gpus: int = 1) -> str:

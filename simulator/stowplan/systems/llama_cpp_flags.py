@@ -88,6 +88,7 @@ def _consume(flags: Flags, word: str, value: str | None) -> int:
             SWITCHES[word](flags)
         return 1
     if word in {"-fa", "--flash-attn"} and (value is None or value.split(",")[0].lower() not in TRUTH):
+        flags.flash_attention = True
         return 1  # older builds: a switch without value
     known = word in HANDLERS or word in IGNORED_VALUES or word in SWITCHES
     if not known:

@@ -1,14 +1,18 @@
 """Which products of CPU-resident weights the engine computes on the GPU, with which kernels, and what it copies.
 
 Both engines copy weights to the GPU when enough rows wait for them and the GPU has a kernel for the format. The rules
-changed over time, so they ask for the day that the engine was built; without one the newest rule holds.
+changed over time, so they ask for the day that the engine was built; without one the newest rule of its release holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import inf
+
 from stowplan.kernels import Layout
 from stowplan.models import load_format
-from stowplan.ops import Part, distinct_experts
+from stowplan.models.model import Layer
+from stowplan.ops import Part, distinct_experts, part_of
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 
 OFFLOAD_MIN_TOKENS = 32
@@ -20,12 +24,25 @@ _PINNED_OVERRIDES = {"llama.cpp": "2025-07-31", "ik_llama.cpp": "2026-03-25"}  #
 _INT8_PRODUCTS = "2024-06-24"  # llama.cpp PR 8075: int8 matrix units by default; before, weights became fp16 first
 _IQK_PRODUCTS = "2025-05-15"  # ik_llama.cpp PRs 374, 417 and 418
 _IQK_ROWS_PRODUCTS = "2025-06-26"  # ik_llama.cpp PRs 493 and 557
+_FUSED = {"llama.cpp": "2025-08-30", "ik_llama.cpp": "2025-10-25"}  # PR 15434; PR 863
+_FUSED_BENCH = "2026-07"  # llama-bench.cpp: -fa is off (flash_attn = false) until it knows load modes (PR 20834)
+_LIBRARY_PRODUCTS = "2025-06-27"  # ik_llama.cpp PR 559
+_LIBRARY_ROWS = {
+    "q2_k": 384,
+    **dict.fromkeys(("q3_k", "q6_k", "iq2_xs", "iq2_s"), 1536),
+    **dict.fromkeys(("iq2_k", "iq3_k", "iq4_k", "iq5_k", "iq6_k"), 1024),
+}
+"""Rows from which products of formats with blocks of 16 weights go to the library, as 16-bit numbers."""
 _EXPERTS_TOGETHER = {"llama.cpp": "2025-08-25", "ik_llama.cpp": "2025-08-26"}  # PR 15525; PR 728
 _FUSED_OFFLOAD = "2025-05-12"  # ik_llama.cpp PR 405; before, -fmoe's operator of up and gate was not copied for
 _UNPACKED = "2025-06-18"  # ik_llama.cpp PRs 531, 533 and 534
 _UNPACKED_ROWS = {"q6_k": 64}  # rows from which weights are written out first, where not _MANY_ROWS
 _MANY_ROWS = 32
 _NEVER_UNPACKED = ("float", "float8")
+_COUNTS_OUTPUT = "2025-12"  # llama.cpp PR 18148: releases from here on are "current"
+_TILED_ATTENTION = "2026-03"  # llama.cpp PRs 19012 and 19422, in review until the middle of February
+_TILE_QUERIES = 64  # GGML_FA_TILE_Q
+_FLOAT_CACHES = frozenset(("f32", "f16"))
 _FEW_ROWS = 64  # up to so many rows the quantised kernels ran before, too (MMQ_MAX_BATCH_SIZE)
 
 _ROWS_ON_GPU = {  # interleaved rows that the GPU can read, and since when: ik_llama.cpp PRs 461, 462, 492, 494
@@ -78,6 +95,17 @@ def copied_from(
     return OFFLOAD_MIN_TOKENS * experts[0] / experts[1]
 
 
+def mixers_copied_from(settings: LlamaCppSettings, layers: Iterable[Layer]) -> float:
+    """Tokens from which every product of the mixers of layers in host memory is computed on the GPU."""
+    matrices = (
+        tensor.format
+        for layer in layers
+        for tensor in layer.tensors
+        if part_of(tensor) is Part.MIXER and tensor.columns > 1
+    )
+    return max((copied_from(settings, each, None) for each in set(matrices)), default=inf)
+
+
 def cpu_layout(settings: LlamaCppSettings, format_key: str, rows: float) -> Layout:
     """How a product on the CPU meets weights in host memory; mainline's kernels know one way."""
     if settings.engine != "ik_llama.cpp":
@@ -90,8 +118,17 @@ def cpu_layout(settings: LlamaCppSettings, format_key: str, rows: float) -> Layo
 
 
 def since(settings: LlamaCppSettings, day: str | None) -> bool:
-    """Whether the engine was built on a day or after it; never for None."""
-    return day is not None and (settings.built is None or settings.built >= day[: len(settings.built)])
+    """Whether the engine was built on a day or after it, as its release says where its own day is unknown."""
+    if day is None:
+        return False
+    if settings.built is None:
+        return day < _COUNTS_OUTPUT or settings.release == "current" or settings.engine != "llama.cpp"
+    return settings.built >= day[: len(settings.built)]
+
+
+def fuses_by_default(settings: LlamaCppSettings, *, bench: bool) -> bool:
+    """Whether attention is fused where a command does not say so: ``llama-bench`` has a default of its own."""
+    return since(settings, _FUSED_BENCH if bench and settings.engine == "llama.cpp" else _FUSED[settings.engine])
 
 
 def dequantises(settings: LlamaCppSettings, format_key: str, rows: float) -> bool:
@@ -99,9 +136,23 @@ def dequantises(settings: LlamaCppSettings, format_key: str, rows: float) -> boo
     own = load_format(format_key).family
     if own in ("float", "float8") or rows <= _FEW_ROWS:
         return False
+    plain, interleaved = plain_format(format_key)
+    if (
+        settings.engine == "ik_llama.cpp"
+        and rows >= _LIBRARY_ROWS.get(plain, inf)
+        and since(settings, _LIBRARY_PRODUCTS)
+    ):
+        return True
     if own in ("iqk", "trellis"):
-        return not since(settings, _IQK_ROWS_PRODUCTS if plain_format(format_key)[1] else _IQK_PRODUCTS)
+        return not since(settings, _IQK_ROWS_PRODUCTS if interleaved else _IQK_PRODUCTS)
     return not since(settings, _INT8_PRODUCTS)
+
+
+def tiles_attention(settings: LlamaCppSettings, queries: float) -> bool:
+    """Whether fused attention on the CPU takes many queries at a time, as small products; no quantised caches."""
+    whole = {settings.cache_k, settings.cache_v} <= _FLOAT_CACHES and settings.cache_k == settings.cache_v
+    new = settings.engine == "llama.cpp" and since(settings, _TILED_ATTENTION)
+    return new and whole and settings.flash_attention and queries >= _TILE_QUERIES
 
 
 def touched_experts(experts: tuple[int, int], tokens: int, popularity: float) -> float:

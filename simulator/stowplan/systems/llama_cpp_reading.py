@@ -36,7 +36,7 @@ def settings_from(flags: Flags, margin: int) -> LlamaCppSettings:
             "threads_batch": flags.threads_batch,
             "cache_k": flags.cache_k,
             "cache_v": flags.cache_v,
-            "flash_attention": flags.flash_attention,
+            "flash_attention": flags.flash_attention is not False,
             "load_mode": flags.load_mode,
             "kv_offload": flags.kv_offload,
             "op_offload": flags.op_offload,

@@ -8,6 +8,7 @@ from itertools import product
 from stowplan.errors import DoesNotFit
 from stowplan.figures import Figures
 from stowplan.kernels import CpuKernels, GpuKernels, Layout, one_core_copies
+from stowplan.machines.machine import Machine
 from stowplan.models.model import EXPERT_ROLES, Layer, Role
 from stowplan.ops import (
     EXPERT_PARTS,
@@ -22,25 +23,26 @@ from stowplan.ops import (
 )
 from stowplan.plan import MemoryUse, Workload
 from stowplan.systems.base import RAM, LayerClass, Setup
-from stowplan.systems.llama_cpp_attention import attention_kernel, generation
+from stowplan.systems.llama_cpp_attention import attention_kernel, generation, shared_heads, without_window
+from stowplan.systems.llama_cpp_copies import Copies
+from stowplan.systems.llama_cpp_launches import graph_gap
 from stowplan.systems.llama_cpp_memory import LlamaCppMemory
 from stowplan.systems.llama_cpp_nodes import Reach
 from stowplan.systems.llama_cpp_offload import (
     copied_from,
-    copies_all_experts,
     cpu_layout,
     dequantises,
-    pinned,
-    runs_experts_in_turn,
+    mixers_copied_from,
+    tiles_attention,
 )
 from stowplan.systems.llama_cpp_operators import EngineOperators, experts_of
+from stowplan.systems.llama_cpp_routed import routed_run
 from stowplan.systems.llama_cpp_settings import LlamaCppSettings
 from stowplan.systems.serial import ChainTask, LayerPlaces, SerialRun
 from stowplan.units import format_bytes
 from stowplan.work import Work
 
 _FP32 = 4.0
-_STAGED = 3.0  # times that memory moves a byte which is copied from page to page first
 _DESKTOP_CHANNELS = 2
 _CONVERSIONS = 2.0  # launches that a product takes more where its weights become 16-bit numbers first
 
@@ -61,7 +63,8 @@ class LlamaCppRun(SerialRun):
         self.cores_batch = _busy_cores(settings.threads_batch or settings.threads or self.threads, self.reach.cores)
         self._gpus = [GpuKernels.build(figures, i, "llama.cpp", gpu.vendor) for i, gpu in enumerate(machine.gpus)]
         self._generations = [generation(gpu) for gpu in machine.gpus]
-        stalls = 1.0 if machine.cpu.memory_channels > _DESKTOP_CHANNELS else 0.0
+        self._graph_gaps = [graph_gap(settings, gpu, figures) for gpu in machine.gpus]
+        stalls = 1.0 if _is_server(machine) else 0.0
         remote = figures.value("llama.cpp.cpu.remote")
         self._cpu, self._cpu_batch = (
             CpuKernels.build(
@@ -73,7 +76,8 @@ class LlamaCppRun(SerialRun):
             )
             for threads in (self.threads, self.threads_batch)
         )
-        self._copy_latency = figures.value("llama.cpp.gpu.copy_latency")
+        self._copies = Copies.build(settings, machine, figures)
+        self._mixers_copied_from = mixers_copied_from(settings, [members.layer for members in self.classes])
         self._expert_gap = figures.value("llama.cpp.gpu.expert_gap")
         self._expert_miss = self._dense_miss = 0.0
         self.rates = self._resource_rates()
@@ -148,23 +152,40 @@ class LlamaCppRun(SerialRun):
             ffn[Part.SHARED] = home
         return LayerPlaces(home, home if self.settings.kv_offload else RAM, tuple(sorted(ffn.items())))
 
+    def works_at(self, home: str, step: Step) -> str:
+        """A layer in host memory works on the first GPU while its products are copied there.
+
+        The scheduler gives operators without weights, attention among them, the device of the product that follows
+        (``ggml_backend_sched_split_graph`` of both engines), unless the cache is to stay with the CPU (``-nkvo``).
+        """
+        if home != RAM or not self._gpus or self.unified or not self.settings.kv_offload:
+            return home
+        return "gpu0" if step.tokens >= self._mixers_copied_from else RAM
+
     def layer_chain(self, layer: Layer, places: LayerPlaces, step: Step) -> list[ChainTask]:
-        """Operators in order, each where its weights or cache are (or streamed to a GPU), with the copies between."""
+        """Operators in order, each where its weights or cache are (or copied to a GPU), with the copies between."""
         chain: list[ChainTask] = []
-        home = here = places.mixer
+        home = here = self.works_at(places.mixer, step)
         prefix = f"blk.{layer.index}."
-        for op in self.operators.of(layer, step):
+        captured = step.new == 1 and RAM not in (places.mixer, places.kv, *(place for _, place in places.ffn))
+        computed = layer if places.kv == RAM else without_window(self.settings, layer)
+        for op in self.operators.of(computed, step):
             place = places.place(op.part) if op.part is not None else home
+            if op.part is Part.KV and home != places.mixer:
+                chain += self._copies.cache(home, op, prefix)
+                place = home
             where, streamed = self._executor(op, place, home, step, layer)
-            chain += self._move(here, where, self._input_bytes(op, step), f"{prefix}{op.name} input")
+            size = self._input_bytes(op, step)
+            chain += self._copies.activations(here, where, size, f"{prefix}{op.name} input", step)
             if streamed:
-                chain.append(self._stream(where, op, prefix, layer, overridden=home != RAM))
-            chain += self._compute(where, op, prefix, step, layer, faulted=place == RAM)
+                overridden = places.mixer != RAM
+                chain.append(self._copies.weights(where, op, experts_of(op, layer), prefix, overridden=overridden))
+            chain += self._compute(where, op, prefix, step, layer, faulted=place == RAM, captured=captured)
             here = where
-        return chain + self._move(here, home, _FP32 * step.tokens * self.setup.model.hidden, f"{prefix}residual")
+        return chain + self._residual(here, home, f"{prefix}residual", step)
 
     def _executor(self, op: Operator, place: str, home: str, step: Step, layer: Layer) -> tuple[str, bool]:
-        """Where an operator runs, and whether its weights are streamed there first."""
+        """Where an operator runs, and whether its weights are copied there first."""
         if place != RAM or op.kind is not Kind.MATMUL or not self._gpus or self.unified:
             return place, False
         if step.tokens < copied_from(self.settings, op.format, experts_of(op, layer), op.part):
@@ -177,30 +198,16 @@ class LlamaCppRun(SerialRun):
         rows = op.m * op.matrices if op.part is Part.EXPERT_DOWN else step.tokens
         return _FP32 * rows * op.k
 
-    def _move(self, source: str, target: str, size: float, name: str) -> list[ChainTask]:
-        """Copy of activations between two places; free of bytes in unified memory, never free of latency."""
-        if source == target:
-            return []
-        if self.unified:
-            return [ChainTask(name, Work({}, self._copy_latency), "copy", "copy")]
-        if RAM in (source, target):
-            gpu, way = (target, "h2d") if source == RAM else (source, "d2h")
-            work = Work({f"{gpu}.{way}": size, "host.dram": size}, self._copy_latency)
-            return [ChainTask(name, work, f"{gpu} copy", "copy")]
-        return [ChainTask(name, Work({"peer": size}, self._copy_latency), f"{target} copy", "copy")]
-
-    def _stream(self, gpu: str, op: Operator, prefix: str, layer: Layer, *, overridden: bool) -> ChainTask:
-        experts, size = experts_of(op, layer), op.weight_bytes
-        if experts is not None:
-            size *= experts[0] / op.matrices if copies_all_experts(self.settings) else 1.0
-        if pinned(self.settings, overridden=overridden):
-            work = Work({f"{gpu}.h2d": size, "host.dram": size}, self._copy_latency)
-        else:  # one core copies pageable weights to a page-locked buffer, from where they are read again
-            work = Work({f"{gpu}.h2d": size, "host.copier": size, "host.dram": _STAGED * size}, self._copy_latency)
-        return ChainTask(f"{prefix}{op.name} weights", work, f"{gpu} copy", "copy")
-
     def _compute(
-        self, where: str, op: Operator, prefix: str, step: Step, layer: Layer | None = None, *, faulted: bool
+        self,
+        where: str,
+        op: Operator,
+        prefix: str,
+        step: Step,
+        layer: Layer | None = None,
+        *,
+        faulted: bool,
+        captured: bool = False,
     ) -> list[ChainTask]:
         chain: list[ChainTask] = []
         miss = self._expert_miss if op.part in EXPERT_PARTS else self._dense_miss
@@ -212,13 +219,15 @@ class LlamaCppRun(SerialRun):
             chain += [ChainTask(f"{prefix}{op.name}", work, "host", "compute") for work in works]
             return chain
         gpu = int(where.removeprefix("gpu"))
-        kernel = None
+        kernel, shared = None, None
         if layer is not None and op.kind is Kind.ATTENTION:
             kernel = attention_kernel(self.settings, self._generations[gpu], layer, op, step.sequences)
+            shared = shared_heads(self.settings, layer, op)
         dequantise = op.kind is Kind.MATMUL and dequantises(self.settings, op.format, op.m)
-        in_turn = op.part in EXPERT_PARTS and runs_experts_in_turn(self.settings, step.tokens)
-        work = self._gpus[gpu].work(op, dequantise=dequantise, attention=kernel, in_turn=in_turn)
-        if in_turn:
+        gap = self._graph_gaps[gpu] if captured else None
+        routed = routed_run(self.settings, self.setup.machine.gpus[gpu], op, step.tokens, self.setup.figures)
+        work = self._gpus[gpu].work(op, dequantise=dequantise, attention=kernel, shared=shared, routed=routed, gap=gap)
+        if routed is not None and not routed.tile:
             work += Work({}, self._expert_gap * op.matrices)
         chain.append(ChainTask(f"{prefix}{op.name}", work, where, "compute"))
         return chain
@@ -227,7 +236,8 @@ class LlamaCppRun(SerialRun):
         """Work of an operator on the CPU; the resource counts the cores of a decode of one sequence."""
         decode = step.tokens == 1
         layout = cpu_layout(self.settings, op.format, op.m) if op.kind is Kind.MATMUL else Layout.PLAIN
-        found = (self._cpu if decode else self._cpu_batch).in_passes(op, layout)
+        tiled = op.kind is Kind.ATTENTION and tiles_attention(self.settings, op.m)
+        found = (self._cpu if decode else self._cpu_batch).in_passes(op, layout, tiled=tiled)
         shares = 1.0 if decode else self.threads / self.cores_batch
         return [self._reached(work, op if k == 0 else None, shares) for k, work in enumerate(found)]
 
@@ -270,8 +280,11 @@ class LlamaCppRun(SerialRun):
         )
 
     def boundary(self, source: str, target: str, step: Step) -> list[ChainTask]:
-        """Copy of the residual stream when the next layer's home is elsewhere."""
-        return self._move(source, target, _FP32 * step.tokens * self.setup.model.hidden, "residual")
+        """Copy of the residual stream when the next layer works elsewhere."""
+        return self._residual(source, target, "residual", step)
+
+    def _residual(self, source: str, target: str, name: str, step: Step) -> list[ChainTask]:
+        return self._copies.activations(source, target, _FP32 * step.tokens * self.setup.model.hidden, name, step)
 
     def head(self, step: Step) -> list[ChainTask]:
         """The embedding is looked up by the CPU."""
@@ -286,7 +299,7 @@ class LlamaCppRun(SerialRun):
         logits = _FP32 * step.logits * op.n
         step_overhead = self.setup.figures.value("llama.cpp.step")
         sample = ChainTask("sample", Work({"host.dram": logits}, step_overhead), "host", "compute")
-        return [*chain, *self._move(output, RAM, logits, "logits"), sample]
+        return [*chain, *self._copies.activations(output, RAM, logits, "logits", step), sample]
 
     def memory(self, layers: Sequence[LayerPlaces], embedding: str, output: str) -> dict[str, MemoryUse]:
         """Weights, cache, compute buffers and runtime of every tier."""
@@ -355,6 +368,11 @@ class LlamaCppRun(SerialRun):
             for tensor in layer.tensors
             if tensor.role in EXPERT_ROLES and places.place(part_of(tensor)) == RAM
         )
+
+
+def _is_server(machine: Machine) -> bool:
+    """Whether many channels lie behind a server's mesh; those of memory that is soldered next to the chip do not."""
+    return machine.cpu.memory_channels > _DESKTOP_CHANNELS and not machine.memory.key.startswith("lpddr")
 
 
 def _busy_cores(threads: int, cores: int) -> float:

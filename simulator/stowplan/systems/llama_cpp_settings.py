@@ -28,7 +28,7 @@ class LlamaCppSettings(BaseModel):
         load_mode: how weights reach host memory: ``mmap`` (pageable), ``none`` (read, pinned for copies) or ``mlock``.
         kv_offload: whether the cache lives with its layer (False: all of it in host memory).
         op_offload: whether prompt batches stream CPU-resident weights to the GPU.
-        built: day or month of the engine's build (``2025-06``), for rules that changed; None for the newest.
+        built: day or month of the build (``2025-06``), for rules that changed; None for the newest of `release`.
         repacked: whether rows of CPU-resident weights are interleaved at load (``-rtr`` of ik_llama.cpp).
         used_experts: whether only the experts that a batch uses are streamed; None for the engine's default.
         mla: how ik_llama.cpp computes latent attention over a prompt: 1 absorbed into the projections as mainline

@@ -29,6 +29,7 @@ class Flags:
         shorthands: the patterns among them that a short form such as ``--n-cpu-moe`` stands for.
         fit: whether the engine may choose what is not given.
         given: words that set each flag so far, by the flag's usual spelling.
+        flash_attention: None where the engine's default holds.
         layers: ``-ngl``: a count, -1 for automatic, -2 for all; None when not given.
         warnings: what was understood only in part.
     """
@@ -51,7 +52,7 @@ class Flags:
     threads_batch: int | None = None
     cache_k: str = "f16"
     cache_v: str = "f16"
-    flash_attention: bool = True
+    flash_attention: bool | None = None
     load_mode: str = "mmap"
     kv_offload: bool = True
     op_offload: bool = True

@@ -174,11 +174,11 @@ class SerialRun(ABC):
 
     @abstractmethod
     def layer_chain(self, layer: Layer, places: LayerPlaces, step: Step) -> list[ChainTask]:
-        """Tasks of one layer, from activations at its home to activations at its home."""
+        """Tasks of one layer, from activations where it works to activations there, see `works_at`."""
 
     @abstractmethod
     def boundary(self, source: str, target: str, step: Step) -> list[ChainTask]:
-        """Copies of the activations between layers with different homes."""
+        """Copies of the activations between layers that work at different places."""
 
     @abstractmethod
     def head(self, step: Step) -> list[ChainTask]:
@@ -219,6 +219,10 @@ class SerialRun(ABC):
     def output_follows(self) -> bool:
         """Whether an output matrix on a GPU must be where the last layer is."""
         return True
+
+    def works_at(self, home: str, step: Step) -> str:  # noqa: ARG002
+        """Where a layer with its mixer at `home` takes and leaves its activations in a step."""
+        return home
 
     @property
     def embedding_place(self) -> str:
@@ -280,7 +284,7 @@ class SerialRun(ABC):
 
     def edges(self, layers: Sequence[LayerPlaces], output: str, step: Step) -> list[ChainTask]:
         """Everything of a step outside the layers: embedding, copies between homes, logits."""
-        homes = [RAM, *(places.mixer for places in layers), output]
+        homes = [RAM, *(self.works_at(places.mixer, step) for places in layers), output]
         chain = self.head(step)
         for source, target in pairwise(homes):
             chain += self.boundary(source, target, step)
@@ -296,7 +300,7 @@ class SerialRun(ABC):
 
     def step_graph(self, layers: Sequence[LayerPlaces], output: str, step: Step) -> Graph:
         """Task graph of a whole step."""
-        homes = [places.mixer for places in layers]
+        homes = [self.works_at(places.mixer, step) for places in layers]
         chain = self.head(step)
         previous = RAM
         for layer, places, home in zip(self.setup.model.layers, layers, homes, strict=True):

@@ -111,7 +111,8 @@ def rows_of(case: Case, prediction: Prediction) -> Iterator[Row]:
             row = _row(case, figure, measured, predicted)
             low, high = (None, None) if interval is None else (interval.low, interval.high)
             ordered = tuple(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0])))
-            yield replace(row, low=low, high=high, shares=ordered)
+            unseen = tuple(each.part for each in prediction.unseen)
+            yield replace(row, low=low, high=high, shares=ordered, unseen=unseen)
 
 
 def plain_rows(case: Case, change: Callable[[Setup, str], Figures] | None = None) -> tuple[Row, ...]:

@@ -2,13 +2,14 @@
 
 ``python -m stowplan.validate.fit`` prints fitted values for ``hwprofiles/kernels/``; nothing is written. The
 fit is a maximum a posteriori estimate: every constant is multiplied by exp(x), x has the constant's own uncertainty as
-its prior, every record weighs the same however many points it has, and large residuals count linearly.
+its prior, every record weighs the same however many points it has, and large residuals count linearly. Once the
+constants are in place, ``python -m stowplan.validate.spread`` tells what they were fitted on and what that leaves open.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,12 +122,12 @@ def chosen(cases: Sequence[Case]) -> list[Case]:
     return picked
 
 
-class _Problem:
+class Problem:
     """Residuals of the fit cases as a function of the constants' logarithmic multipliers."""
 
     def __init__(self) -> None:
         self._system = load_system("llama.cpp")
-        self._meant: list[tuple[Case, Understood, float]] = []
+        self.meant: list[tuple[Case, Understood, float]] = []
         figures: dict[str, Figures] = {}
         for engine in FAMILIES:
             cases = chosen([case for case in load_cases(engine, "fit") if not case.note.startswith("Odd:")])
@@ -137,7 +138,7 @@ class _Problem:
                     self._system.evaluate(meant.setup, meant.plan)
                 except DoesNotFit:
                     continue
-                self._meant.append((case, meant, points[case.record] ** -0.5))
+                self.meant.append((case, meant, points[case.record] ** -0.5))
                 figures[engine] = meant.setup.figures
         owned = [(engine, name) for engine in FAMILIES for name in OWN if f"llama.cpp.{name}" in figures[engine]]
         self.names = [("", name) for name in SHARED] + owned
@@ -150,12 +151,12 @@ class _Problem:
 
     def residuals(self, moves: Moves) -> list[float]:
         """Log ratios in units of the measurement noise, then the moves in units of their priors."""
-        found = [value for k in range(len(self._meant)) for value in self._of_case(k, moves)]
+        found = [value for k in range(len(self.meant)) for value in self._of_case(k, moves)]
         return found + [float(move) / prior for move, prior in zip(moves, self.priors, strict=True)]
 
     def jacobian(self, moves: Moves) -> Moves:
         """Derivatives of the residuals; only cases that a constant can move are evaluated again for it."""
-        cases = range(len(self._meant))
+        cases = range(len(self.meant))
         base = [self._of_case(k, moves) for k in cases]
         starts = np.cumsum([0, *(len(values) for values in base)])
         matrix = np.zeros((int(starts[-1]) + len(self.names), len(self.names)))
@@ -163,38 +164,47 @@ class _Problem:
             moved = moves.copy()
             moved[column] += _STEP
             for k in cases:
-                if _concerns(engine, name, *self._meant[k][:2]):
+                if _concerns(engine, name, *self.meant[k][:2]):
                     change = np.subtract(self._of_case(k, moved), base[k]) / _STEP
                     matrix[starts[k] : starts[k + 1], column] = change
             matrix[int(starts[-1]) + column, column] = 1.0 / self.priors[column]
         return matrix
 
-    def spreads(self, moves: Moves, jacobian: Moves) -> list[Spread]:
-        """Residuals of every machine under the fit without it, to first order, by situation."""
-        rows: dict[str, list[int]] = {}
-        labels: list[tuple[str, float]] = []
+    def left_out(
+        self, moves: Moves, jacobian: Moves, group_of: Callable[[Case, Understood], str]
+    ) -> dict[tuple[str, str], float]:
+        """Log of predicted over measured by case and figure, each under the fit without its group, to first order."""
+        names: list[tuple[str, str]] = []
+        groups: dict[str, list[int]] = {}
         found: list[float] = []
-        for k, (case, meant, weight) in enumerate(self._meant):
-            values = self._of_case(k, moves)
-            figures = [name for name, value in _speeds(case) if value]
-            for name, value in zip(figures, values, strict=True):
-                rows.setdefault(meant.setup.machine.spec, []).append(len(found))
+        scales: list[float] = []
+        for k, (case, meant, weight) in enumerate(self.meant):
+            figures = [name for name, speed in _speeds(case) if speed]
+            for figure, value in zip(figures, self._of_case(k, moves), strict=True):
+                groups.setdefault(group_of(case, meant), []).append(len(found))
+                names.append((case.id, figure))
                 found.append(value)
-                scale = weight / (_NOISE if name == "decode" else 2 * _NOISE)
-                labels.append((f"{case.family} {case.kind} {name}", scale))
+                scales.append(weight / (_NOISE if figure == "decode" else 2 * _NOISE))
         residuals, whole = np.array(found), jacobian.T @ jacobian
-        sizes: dict[str, list[float]] = {}
-        for mine in rows.values():
+        told: dict[tuple[str, str], float] = {}
+        for mine in groups.values():
             own = jacobian[mine]
             rest = whole - own.T @ own
             without = residuals[mine] + own @ np.linalg.solve(rest, own.T @ residuals[mine])
-            for index, value in zip(mine, without, strict=True):
-                label, scale = labels[index]
-                sizes.setdefault(label, []).append(abs(float(value)) / scale)
+            told |= {names[i]: float(value) / scales[i] for i, value in zip(mine, without, strict=True)}
+        return told
+
+    def spreads(self, moves: Moves, jacobian: Moves) -> list[Spread]:
+        """Residuals of every machine under the fit without it, by situation."""
+        cases = {case.id: case for case, _, _ in self.meant}
+        sizes: dict[str, list[float]] = {}
+        for (name, figure), value in self.left_out(moves, jacobian, lambda _, meant: meant.setup.machine.spec).items():
+            case = cases[name]
+            sizes.setdefault(f"{case.family} {case.kind} {figure}", []).append(abs(value))
         return [Spread(name, len(each), float(np.quantile(each, 0.8))) for name, each in sorted(sizes.items())]
 
     def _of_case(self, index: int, moves: Moves) -> list[float]:
-        case, meant, weight = self._meant[index]
+        case, meant, weight = self.meant[index]
         known = meant.setup.figures
         moved: dict[str, Number] = {}
         for (engine, name), move in zip(self.names, moves, strict=True):
@@ -232,7 +242,7 @@ def _concerns(engine: str, name: str, case: Case, meant: Understood) -> bool:
 
 def fit() -> tuple[list[Fitted], list[Spread]]:
     """Constants of llama.cpp and ik_llama.cpp, fitted together to their cases of the ``fit`` split, and spreads."""
-    problem = _Problem()
+    problem = Problem()
     start = np.zeros(len(problem.names))
     solution = least_squares(
         problem.residuals, start, problem.jacobian, loss="soft_l1", max_nfev=_MOST_STEPS, verbose=2

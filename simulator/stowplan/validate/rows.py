@@ -19,7 +19,8 @@ Speeds in tokens/s, memory in bytes, times to the first token, per token and to 
 tokens or sequences that fit; and the largest value that a source gives without saying where it arises.
 """
 
-_Z80 = 1.2815515655446004  # half the width of an 80 % interval in standard deviations
+Z80 = 1.2815515655446004
+"""Half the width of an 80 % interval in standard deviations."""
 
 
 def family_name(system: str, kind: str, figure: str) -> str:
@@ -47,6 +48,7 @@ class Row:
         predicted, measured: in the figure's unit.
         low, high: predicted 80 % interval, None without one.
         shares: share of the predicted time by limiting resource, largest first.
+        unseen: parts that no fitted record had: architecture, gpu.
         source: where the measurement was published.
         note: oddities of the run; assumed: facts that the source does not state.
     """
@@ -67,6 +69,7 @@ class Row:
     low: float | None = None
     high: float | None = None
     shares: tuple[tuple[str, float], ...] = ()
+    unseen: tuple[str, ...] = ()
     source: str = ""
     note: str = ""
     assumed: tuple[str, ...] = ()
@@ -98,13 +101,13 @@ class Row:
         """Standard deviation of log(measured / predicted) that the interval claims; None without an interval."""
         if self.low is None or self.high is None or self.low <= 0:
             return None
-        return math.log(self.high / self.low) / (2 * _Z80)
+        return math.log(self.high / self.low) / (2 * Z80)
 
     @property
     def deviation(self) -> float | None:
         """Distance of the measurement from the prediction in half widths of the interval: 1 is its edge."""
         spread = self.spread
-        return abs(math.log(self.ratio)) / (spread * _Z80) if spread else None
+        return abs(math.log(self.ratio)) / (spread * Z80) if spread else None
 
     @property
     def smaller_is_better(self) -> bool:

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from stowplan.validate.rows import Row
+from stowplan.validate.rows import Z80, Row
 
 AIM = 0.825
 """Share of measurements that an 80 % interval should hold: the middle of 75 to 90 %."""
+
+_LEFT_OUT = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class Errors:
         interval_coverage: share of measurements inside the predicted 80 % interval, None where none has one.
         interval_spread: median standard deviation of the logarithm that the intervals claim.
         wanted_spread: the one with which `AIM` of the measurements would lie inside, all intervals widened alike.
+        interval_score: mean interval score of the logarithms (Gneiting and Raftery 2007, section 6.2): the width, plus
+            two over the share left out times what a measurement is outside by. Widening alone does not better it.
         target_median: what the median absolute error should be at most, None where nothing was promised.
     """
 
@@ -39,6 +43,7 @@ class Errors:
     interval_spread: float | None
     wanted_spread: float | None
     target_median: float | None = None
+    interval_score: float | None = None
 
 
 def record_weights(rows: Sequence[Row]) -> list[float]:
@@ -55,11 +60,12 @@ def errors(name: str, rows: Sequence[Row], target_median: float | None = None) -
         for row, weight in zip(rows, weights, strict=True)
         if row.covered is not None and row.spread and row.deviation is not None
     ]
-    coverage = spread = wanted = None
+    coverage = spread = wanted = score = None
     if bounded:
         held = [weight for *_, weight in bounded]
         coverage = math.fsum(w for inside, _, _, w in bounded if inside) / math.fsum(held)
         spread = median([claimed for _, claimed, _, _ in bounded if claimed], held)
+        score = math.fsum(w * _interval_score(claimed, away) for _, claimed, away, w in bounded) / math.fsum(held)
         wanted = spread * quantile([away for _, _, away, _ in bounded if away is not None], held, AIM)
     return Errors(
         name=name,
@@ -73,7 +79,14 @@ def errors(name: str, rows: Sequence[Row], target_median: float | None = None) -
         interval_spread=spread,
         wanted_spread=wanted,
         target_median=target_median,
+        interval_score=score,
     )
+
+
+def _interval_score(spread: float, deviation: float) -> float:
+    """Score of an 80 % interval of this standard deviation, missed by `deviation` half widths."""
+    half = Z80 * spread
+    return 2 * half + 2 / _LEFT_OUT * half * max(0.0, deviation - 1.0)
 
 
 def grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:

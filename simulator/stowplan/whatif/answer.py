@@ -95,7 +95,7 @@ def what_if(shop: Workshop, scenario: Scenario, progress: Callable[[str], None] 
 
 
 def _outcome(system: str, request: Request, planned: Planned) -> Outcome:
-    return outcome_of(planned, request.setup.machine, spread_of(system, request.setup))
+    return outcome_of(planned, request.setup.machine, spread_of(system, request.setup, planned.prediction))
 
 
 def _change(system: str, before: Outcome, upgrade: Upgrade, cost: float) -> Change:

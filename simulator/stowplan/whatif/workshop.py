@@ -14,6 +14,7 @@ from stowplan.machines.machine import Machine
 from stowplan.machines.overrides import apply_overrides
 from stowplan.models import load_model
 from stowplan.models.model import Model
+from stowplan.plan import Prediction
 from stowplan.planner.bench import Bench
 from stowplan.planner.dispatch import plan_for
 from stowplan.planner.predict import make_setup, model_sd
@@ -76,7 +77,7 @@ class Workshop:
             planned = plan_for(system, request)
         except StowplanError as error:
             return Outcome(error=str(error))
-        return outcome_of(planned, request.setup.machine, spread_of(system, request.setup))
+        return outcome_of(planned, request.setup.machine, spread_of(system, request.setup, planned.prediction))
 
 
 @lru_cache(maxsize=1)
@@ -85,10 +86,11 @@ def workshop() -> Workshop:
     return Workshop()
 
 
-def spread_of(system: str, setup: Setup) -> tuple[float, float]:
-    """Spread that the model itself leaves, of decode and prefill."""
+def spread_of(system: str, setup: Setup, found: Prediction) -> tuple[float, float]:
+    """Spread that the model itself leaves of predicted times, of decode and prefill."""
     kernels = load_system(system).kernels
-    return model_sd(setup.figures, kernels, "decode"), model_sd(setup.figures, kernels, "prefill")
+    decode = model_sd(setup.figures, kernels, "decode", found.time_shares)
+    return decode, model_sd(setup.figures, kernels, "prefill", found.prefill_shares)
 
 
 class Fingerprints:
