@@ -7,33 +7,67 @@ from collections import OrderedDict
 from tests.serving.naive_engine import NaiveEngine, Sequence
 
 from stowplan.serving.limits import Limits
+from stowplan.serving.requests import Requests
 from stowplan.serving.step_time import StepTime
 
 Key = tuple[int, int]
+TURNS = 8
+"""Requests of a conversation after a request that may hold its answer."""
+
+
+def keys_of(requests: Requests, block_tokens: int) -> list[list[Key]]:
+    """Whole blocks of every prompt, in an engine's blocks."""
+    prefix = requests.prefix
+    assert prefix is not None
+    units = prefix.block_tokens // block_tokens
+    return [
+        [(key, part) for key in prefix.of(row).tolist()[: prompt // prefix.block_tokens] for part in range(units)]
+        for row, prompt in enumerate(requests.prompt_tokens.tolist())
+    ]
+
+
+def answers_of(requests: Requests, block_tokens: int, runnable: list[int]) -> list[list[Key]]:
+    """Whole blocks behind every prompt's that its answer fills, where a later prompt says which they are."""
+    chains, answers = keys_of(requests, block_tokens), [list[Key]() for _ in range(len(requests))]
+    if requests.session is None:
+        return answers
+    for row in runnable:
+        ends = int(requests.prompt_tokens[row] + requests.output_tokens[row])
+        turns = [s for s in runnable if s > row and requests.session[s] == requests.session[row] >= 0]
+        for later in turns[:TURNS]:
+            if chains[later][: len(chains[row])] == chains[row]:
+                if requests.prompt_tokens[later] >= ends:
+                    answers[row] = chains[later][len(chains[row]) : (ends - 1) // block_tokens]
+                break
+    return answers
 
 
 class NaiveCachingEngine(NaiveEngine):
-    """Blocks are told apart by (hash, place); `hosts` is the capacity of host memory, from which loads are free."""
+    """Blocks are told apart by (hash, place); `host` is the capacity of host memory, from which loads are free."""
 
     def __init__(
         self,
-        requests: list[tuple[float, int, int, int]],
+        requests: Requests,
         step_time: StepTime,
         limits: Limits,
-        chains: list[list[Key]],
         *,
         chunked: bool,
         host: int = 0,
     ) -> None:
-        super().__init__(requests, step_time, limits, chunked=chunked)
-        self.chains = chains
+        columns = (requests.arrival_s.tolist(), requests.prompt_tokens.tolist(), requests.output_tokens.tolist())
+        super().__init__([(*row, 0) for row in zip(*columns, strict=True)], step_time, limits, chunked=chunked)
+        runnable = [s.number for s in self.coming]
+        self.chains, self.answers = (
+            keys_of(requests, limits.block_tokens),
+            answers_of(requests, limits.block_tokens, runnable),
+        )
         self.loose: OrderedDict[Key, None] = OrderedDict()
         self.shared: dict[Key, tuple[int, int]] = {}
         self.host_blocks = host
         self.below: OrderedDict[Key, None] = OrderedDict()
         owners: dict[Key, set[int]] = {}
-        for number, chain in enumerate(chains):
-            for key in chain:
+        for number in runnable:
+            for key in self.chains[number]:
                 owners.setdefault(key, set()).add(number)
         self.alike = {key: frozenset(numbers) for key, numbers in owners.items()}
         self.hits = [0, 0]
@@ -121,6 +155,8 @@ class NaiveCachingEngine(NaiveEngine):
 
     def give(self, s: Sequence) -> None:
         super().give(s)
+        if s.finished is not None:
+            self.leave_answer(s)
         chain = self.chain(s)
         computed = s.cached // self.limits.block_tokens
         for place in reversed(range(len(chain))):
@@ -132,6 +168,23 @@ class NaiveCachingEngine(NaiveEngine):
             if place < computed:
                 self.loose[chain[place]] = None
         s.blocks = []
+
+    def leave_answer(self, s: Sequence) -> None:
+        """What nobody else has of the answer stays, as fresh as the prompt, whose end it is; its blocks are free.
+
+        What is there already behind it, and is of the same prompts as its end, is as fresh.
+        """
+        answer = self.answers[s.number]
+        if s.number in self.detached or not answer:
+            return
+        behind = [key for key in self.loose if key not in answer and self.alike[key] == self.alike[answer[-1]]]
+        for key in sorted(behind, key=self.place, reverse=True):
+            if self.place(key) > self.place(answer[-1]):
+                self.loose.move_to_end(key)
+        for key in reversed(answer):
+            if key not in self.shared:
+                self.loose[key] = None
+                self.loose.move_to_end(key)
 
     def new_tokens(self, s: Sequence) -> int:
         here, _, loaded = self.look(s)

@@ -58,15 +58,7 @@ def test_a_prefix_cache_is_looked_up_when_a_step_begins(
 ) -> None:
     requests = data.draw(families(limit.block_tokens))
     found = replay(requests, step_time, limit, "chunked", Caching(), ahead=True)
-    prefix = requests.prefix
-    assert prefix is not None
-    prompts = requests.prompt_tokens.tolist()
-    chains = [
-        [(key, 0) for key in prefix.of(row).tolist()[: prompt // limit.block_tokens]]
-        for row, prompt in enumerate(prompts)
-    ]
-    rows = zip(requests.arrival_s.tolist(), prompts, requests.output_tokens.tolist(), [0] * len(prompts), strict=True)
-    oracle = NaiveAheadCachingEngine(list(rows), step_time, limit, chains, chunked=True)
+    oracle = NaiveAheadCachingEngine(requests, step_time, limit, chunked=True)
     oracle.run()
     assert_conserved(found)
     assert_equal(found, oracle)
@@ -90,6 +82,15 @@ def test_clients_that_give_up_are_counted() -> None:
     assert done.counts["timed_out"] == 2
     assert done.state[0] == State.FINISHED
     assert done.leaked_blocks == 0
+
+
+def test_a_client_may_stop_waiting_in_the_step_before_which_its_preempted_request_comes_back() -> None:
+    """The one gives up at 0.55 s and makes room for the other, which was due to go in the same step."""
+    steady = StepTime(((1, 0.125), (64, 0.125)), ((0, 0.0), (1, 0.0)), (DecodePiece(0.0, 0.0, 0.0),), ())
+    limits = Limits(8, 1, max_running=4, max_batched_tokens=64, watermark=0.0, patience_s=0.55)
+    done = replay(Requests.of([0.0, 0.0], [1, 1], [6, 8]), steady, limits, "continuous", ahead=True)
+    assert done.preemptions.tolist() == [0, 1]
+    assert done.state.tolist() == [State.TIMED_OUT] * 2
 
 
 @pytest.mark.parametrize("scheduler", ["static", "fair"])

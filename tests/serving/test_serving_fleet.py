@@ -171,6 +171,15 @@ def test_migration_relieves_a_crowded_engine() -> None:
     assert set(moved.engine.tolist()) == {0, 1}
 
 
+def test_the_only_sequence_goes_where_the_rest_of_the_room_is_kept_for_one_that_moves_here() -> None:
+    requests = Requests.of([0.0, 0.1, 0.1], [9, 10, 13], [15, 12, 3])
+    limit = Limits(30, 1, max_running=5, max_batched_tokens=84, watermark=0.0)
+    found = replay_fleet(requests, STEP_TIME, limit, "chunked", engines=2, migration=Migration(0.02, 1e-4, 0.01))
+    assert_conserved(found)
+    assert found.preemptions.any()
+    assert (found.state == State.FINISHED).all()
+
+
 @settings(max_examples=60)
 @given(
     requests=traces(),

@@ -27,38 +27,38 @@ def blocks_of(chains: list[list[int]], tokens: int) -> Blocks:
 
 @st.composite
 def families(draw: st.DrawFn, unit: int) -> Requests:
-    """Prompts that branch off one another's beginnings."""
+    """Prompts that branch off one another's beginnings, or go on behind another's answer."""
     count = draw(st.integers(1, 14))
+    longest = draw(st.sampled_from([8, 30]))
     chains: list[list[int]] = []
+    prompts: list[int] = []
+    outputs: list[int] = []
+    session: list[int] = []
     fresh = 0
     for _ in range(count):
-        parent = draw(st.sampled_from([[], *chains]))
-        chain = list(parent[: draw(st.integers(0, len(parent)))])
-        for _ in range(draw(st.integers(0, 4))):
-            fresh += 1
-            chain.append(fresh)
-        chains.append(chain)
-    tails = [draw(st.integers(0 if chain else 1, unit + 2)) for chain in chains]
-    prompts = [max(1, len(chain) * unit + tail) for chain, tail in zip(chains, tails, strict=True)]
+        before = draw(st.integers(-1, len(chains) - 1))
+        chain = [] if before < 0 else chains[before]
+        if before >= 0 and draw(st.booleans()):
+            prompts.append(max(1, prompts[before] + outputs[before] + draw(st.integers(-3, unit + 2))))
+            kept, blocks = chain[: prompts[-1] // unit], prompts[-1] // unit
+            session.append(session[before])
+        else:
+            kept = chain[: draw(st.integers(0, len(chain)))]
+            blocks = len(kept) + draw(st.integers(0, 4))
+            prompts.append(max(1, blocks * unit + draw(st.integers(0, unit + 2))))
+            session.append(draw(st.integers(-1, 2)))
+        chains.append([*kept, *range(fresh, fresh + blocks - len(kept))])
+        fresh += blocks
+        outputs.append(draw(st.integers(1, longest)))
     gap = draw(st.sampled_from([0, 300000, 10**7]))
     arrivals = np.cumsum([draw(st.integers(0, gap)) * TICK for _ in range(count)])
-    outputs = [draw(st.integers(1, 30)) for _ in range(count)]
-    return Requests.of(arrivals, prompts, outputs, prefix=blocks_of(chains, unit))
+    return Requests.of(arrivals, prompts, outputs, prefix=blocks_of(chains, unit), session=session)
 
 
 def _naive(
     requests: Requests, step_time: StepTime, limit: Limits, *, chunked: bool, host: int = 0
 ) -> NaiveCachingEngine:
-    prefix = requests.prefix
-    assert prefix is not None
-    units = prefix.block_tokens // limit.block_tokens
-    chains = [
-        [(key, part) for key in prefix.of(row).tolist()[: prompt // prefix.block_tokens] for part in range(units)]
-        for row, prompt in enumerate(requests.prompt_tokens.tolist())
-    ]
-    columns = (requests.arrival_s.tolist(), requests.prompt_tokens.tolist(), requests.output_tokens.tolist())
-    rows = [(*row, 0) for row in zip(*columns, strict=True)]
-    engine = NaiveCachingEngine(rows, step_time, limit, chains, chunked=chunked, host=host)
+    engine = NaiveCachingEngine(requests, step_time, limit, chunked=chunked, host=host)
     engine.run()
     return engine
 

@@ -22,7 +22,7 @@ TABLES = StepTables(STEP_TIME, 400, Limits(kv_blocks=100, block_tokens=BLOCK, ma
 
 def _chains(requests: Requests) -> Chains:
     assert requests.prefix is not None
-    return Chains.from_blocks(requests.prefix, requests.prompt_tokens, BLOCK)
+    return Chains.from_blocks(requests.prefix, requests.prompt_tokens, BLOCK, requests.output_tokens, requests.session)
 
 
 def _there(cache: PrefixCache, chains: Chains) -> list[int]:

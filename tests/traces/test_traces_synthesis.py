@@ -131,14 +131,18 @@ def test_a_turn_begins_like_the_one_before_and_nothing_else_is_alike(count: int,
     assert trace.prefix is not None
     chains: dict[int, tuple[int, ...]] = {}
     last: dict[int, int] = {}
+    known: dict[int, int] = {}
     for request in range(count):
         blocks = trace.prefix.of(request).tolist()
         assert len(blocks) == trace.prompt_tokens[request] // 16
         conversation = int(trace.session[request])
+        shared = min(len(blocks), 2)
         if conversation in last:
             before = trace.prefix.of(last[conversation]).tolist()
             shared = min(len(blocks), len(before))
             assert blocks[:shared] == before[:shared]
+        # behind the prompt before comes the answer to it, or something new, but no instruction
+        assert all(known.setdefault(value, request) == request for value in blocks[shared:])
         last[conversation] = request
         for place, value in enumerate(blocks):  # equal hashes mean an equal beginning
             assert chains.setdefault(value, tuple(blocks[:place])) == tuple(blocks[:place])

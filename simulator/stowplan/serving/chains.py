@@ -4,16 +4,19 @@ Blocks that exactly the same requests have are looked up, kept and evicted toget
 one *segment*. Equal hashes mean equal prefixes, so the requests that have a block are a subset of those that have the
 one before it: a segment ends where their number changes, and segments form a tree. A prompt is a path from the root,
 told by its last segment alone.
+
+An answer goes on behind the prompt along the path of a later prompt that holds it, and may end within a segment.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import InputError
+from stowplan.serving.turns import answer_holders
 from stowplan.traces.trace import Blocks
 
 Integers = NDArray[np.int64]
@@ -29,6 +32,8 @@ class Chains:
 
     Attributes:
         leaf: by request, the last segment of its prompt; 0 where no block of it is whole.
+        answer: by request, the last segment that its answer reaches; `leaf` where nobody knows the answer.
+        beyond: by request, the blocks at the end of that segment that its answer does not fill.
         parent: by segment, the one before it; that of the root is the root.
         ends: by segment, blocks from the beginning of the prompt to its end.
         sizes: by segment, its blocks.
@@ -36,6 +41,8 @@ class Chains:
     """
 
     leaf: list[int]
+    answer: list[int]
+    beyond: list[int]
     parent: list[int]
     ends: list[int]
     sizes: list[int]
@@ -50,7 +57,13 @@ class Chains:
         return path[::-1]
 
     @staticmethod
-    def from_blocks(prefix: Blocks, prompt_tokens: Integers, block_tokens: int) -> Chains:
+    def from_blocks(
+        prefix: Blocks,
+        prompt_tokens: Integers,
+        block_tokens: int,
+        output_tokens: Integers | None = None,
+        session: Integers | None = None,
+    ) -> Chains:
         """Segments of prompts whose blocks are known.
 
         Args:
@@ -58,6 +71,9 @@ class Chains:
                 apart by the blocks before them, as an engine does that hashes a block together with those.
             prompt_tokens: int64[n], lengths of the prompts; a last block that is not full is never kept.
             block_tokens: tokens of a block of the engine's cache.
+            output_tokens: int64[n], lengths of the answers; of each, all tokens but the last one are cached.
+            session: int64[n], conversations of requests in order of arrival, negative for none. Answers that later
+                prompts hold are known where both are given.
 
         Raises:
             InputError: the trace's blocks are not a whole number of the engine's.
@@ -75,7 +91,32 @@ class Chains:
         name = _numbered(hashes)
         if not _is_tree(name, kept[:-1][counts > 0]):
             name = _told_apart(name, counts, kept)
-        return _tree(name, counts, kept, units, block_tokens)
+        tree, runs = _tree(name, counts, kept, units, block_tokens)
+        if session is None or output_tokens is None:
+            return tree
+        holder = answer_holders(session, prompt_tokens, output_tokens, name, kept)
+        reach = np.minimum((prompt_tokens + output_tokens - 1) // block_tokens, counts[holder] * units)
+        known = np.flatnonzero((holder >= 0) & (reach > counts * units))
+        last = kept[holder[known]] + (reach[known] - 1) // units
+        run = np.searchsorted(runs.first, last, side="right") - 1
+        answer, beyond = runs.leaf.copy(), np.zeros(len(counts), dtype=np.int64)
+        answer[known], beyond[known] = runs.segment[run], runs.ends[run] - reach[known]
+        return replace(tree, answer=answer.tolist(), beyond=beyond.tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Segments where they are among the blocks of all prompts.
+
+    Attributes:
+        leaf: by request, as in `Chains`.
+        first, segment, ends: by run, the position of its first block, its segment, and that one's `ends`.
+    """
+
+    leaf: Integers
+    first: Integers
+    segment: Integers
+    ends: Integers
 
 
 def _numbered(hashes: Integers) -> Numbers:
@@ -108,7 +149,7 @@ def _told_apart(name: Numbers, counts: Integers, kept: Integers) -> Numbers:
     return apart
 
 
-def _tree(name: Numbers, counts: Integers, kept: Integers, units: int, block_tokens: int) -> Chains:
+def _tree(name: Numbers, counts: Integers, kept: Integers, units: int, block_tokens: int) -> tuple[Chains, _Runs]:
     """The tree of prompts whose blocks have these numbers."""
     visits = np.bincount(name).astype(np.int32)
     shared = visits[name]
@@ -134,13 +175,18 @@ def _tree(name: Numbers, counts: Integers, kept: Integers, units: int, block_tok
         return listed
 
     begun = np.repeat(opens, np.diff(np.append(np.flatnonzero(opening), len(first))))
-    return Chains(
-        leaf=leaf.tolist(),
+    ends = (first + runs - begun) * units
+    leaves: list[int] = leaf.tolist()
+    chains = Chains(
+        leaf=leaves,
+        answer=leaves,
+        beyond=[0] * len(leaves),
         parent=by_segment(before),
-        ends=by_segment((first + runs - begun) * units),
+        ends=by_segment(ends),
         sizes=by_segment(runs * units),
         block_tokens=block_tokens,
     )
+    return chains, _Runs(leaf, first, segment, ends)
 
 
 def _dense(names: Numbers, span: int) -> tuple[Integers, int]:

@@ -54,7 +54,9 @@ class Chunked(Scheduler):
             if phase[core.steps % size] > core.free:
                 calm = 0
                 self._drop_begun()
-                core.decode(core.make_room() or 0.0)
+                copies = core.make_room()
+                if core.batch:  # room may be kept for sequences that move here
+                    core.decode(copies or 0.0)
                 continue
             copies = core.bring_back(self._taken) if core.swapped else None
             loads: list[Found] = []

@@ -140,7 +140,7 @@ class Core:
         Args:
             request: whose blocks they are.
             cached: tokens that they hold.
-            computed: tokens of its prompt that were processed; None for all.
+            computed: tokens of its prompt that were processed; None for all, where it has finished.
         """
         blocks, cache = -(-cached // self.limits.block_tokens), self.cache
         if cache is not None:
@@ -160,9 +160,9 @@ class Core:
         """A prompt takes its blocks."""
         if self.started[request] != self.started[request]:  # not a number yet: scheduled for the first time
             self.started[request] = self.now
-            if self.patience_s < inf:
-                heappush(self.deadlines, (self.waiting.arrival_of(request) + self.patience_s, request))
             self.reused[request] = found.tokens
+        if self.patience_s < inf:  # once more for who was preempted: its moment may have come while it waited
+            heappush(self.deadlines, (self.waiting.arrival_of(request) + self.patience_s, request))
         self.reserve_blocks(blocks)
         if self.cache is not None:
             self.cache.take(request, length, found, self.now, self.free)
@@ -236,7 +236,7 @@ class Core:
         self.phase[(finish - full) % size] -= 1
         self.batch -= 1
         self.context -= cached
-        self.release(request, cached)
+        self.release(request, cached, self.prompt[request])
         return cached
 
     def drop(self, request: int) -> None:

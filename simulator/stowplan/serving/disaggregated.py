@@ -8,7 +8,7 @@ blocks drops the sequence admitted last and computes its cache again itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, isfinite
@@ -202,7 +202,7 @@ class _Pair:
         self._engine = np.full(len(requests), -1, dtype=np.int64)
 
     @property
-    def started(self) -> Sequence[float]:
+    def started(self) -> array[float]:
         """Seconds at which every prompt was first scheduled."""
         return self._prompts[0].core.started
 

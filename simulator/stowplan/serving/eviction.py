@@ -90,16 +90,18 @@ class LeastRecentlyUsed:
                 times[segment] -= 1
                 queue.popleft()
                 continue
-            end = sizes[segment] - missing[segment]
-            start = end - over
-            if start <= 0:
-                start = 0
-                times[segment] = 0
-                queue.popleft()
-            over -= end - start
-            missing[segment] += end - start
+            size = sizes[segment]
+            end = size - missing[segment]
+            if end > over:
+                missing[segment] = size - end + over
+                gone.append((segment, end - over, end))
+                break
+            times[segment] = 0
+            queue.popleft()
             if end:
-                gone.append((segment, start, end))
+                over -= end
+                missing[segment] = size
+                gone.append((segment, 0, end))
         return gone
 
     def order(self) -> list[int]:

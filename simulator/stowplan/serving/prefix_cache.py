@@ -4,6 +4,10 @@ A prompt that is admitted keeps its segments from being evicted; when it is done
 first. Blocks that may go count as free for everyone else, and leave as soon as somebody takes their room. As vLLM does,
 a prompt whose blocks are all there still processes its last block.
 
+When a request finishes, the whole blocks of its answer that a later prompt holds stay in the same way, as the end of
+its prompt, and count as used then together with what is there of the same segment. Other answers begin no prompt, and
+nobody would find them: their blocks are free at once. Who is preempted or given up leaves nothing of its answer.
+
 What lies in a lower tier is loaded or computed again, whichever is expected to take less time for that prompt alone:
 a step computes and copies at the same time, layer by layer.
 """
@@ -79,6 +83,7 @@ class PrefixCache:
         trace_requests: int | None = None,
     ) -> None:
         self._leaf, self._parent, self._ends, self._sizes = chains.leaf, chains.parent, chains.ends, chains.sizes
+        self._answer, self._beyond = chains.answer, chains.beyond
         self._own_leaves = False
         self._block = chains.block_tokens
         self._tables = tables
@@ -290,23 +295,36 @@ class PrefixCache:
 
         Args:
             request: number of the request.
-            computed: blocks of its prompt that were processed; None for all.
+            computed: blocks of its prompt that were processed; None for all, where it has finished.
 
         Returns:
             Blocks that others go on holding.
         """
         users, parent, ends, put = self._users, self._parent, self._ends, self._loose.put
-        segment = leaf = self._leaf[request]
-        empty = 0 if computed is None else self._forget(leaf, computed)
-        if self._costly:
-            self._appraise(leaf)
+        leaf, more = self._leaf[request], 0
+        if computed is None:
+            segment, missing = self._answer[request], self._missing
+            if self._costly:
+                self._appraise(segment)
+            beyond = self._beyond[request]
+            while not users[segment]:
+                if missing[segment] > beyond:
+                    more += missing[segment] - beyond
+                    missing[segment] = beyond
+                put(segment)
+                segment, beyond = parent[segment], 0
+        else:
+            more = -self._forget(leaf, computed)
+            if self._costly:
+                self._appraise(leaf)
+        segment = leaf
         while users[segment] == 1:
             users[segment] = 0
             put(segment)
             segment = parent[segment]
         users[segment] -= 1
         kept = ends[segment]
-        self.loose_blocks += ends[leaf] - kept - empty
+        self.loose_blocks += ends[leaf] - kept + more
         return kept
 
     def _forget(self, segment: int, computed: int) -> int:
@@ -321,8 +339,9 @@ class PrefixCache:
     def detach(self, request: int) -> None:
         """The sequence, which holds nothing, shares nothing from now on: its cache comes back as its own."""
         if not self._own_leaves:
-            self._leaf, self._own_leaves = list(self._leaf), True  # other caches over the same prompts keep theirs
-        self._leaf[request] = 0
+            # other caches over the same prompts keep theirs
+            self._leaf, self._answer, self._own_leaves = list(self._leaf), list(self._answer), True
+        self._leaf[request] = self._answer[request] = 0
 
     def _appraise(self, segment: int) -> None:
         """A prompt ends here: all of its blocks save what its last one does, at least."""

@@ -93,4 +93,6 @@ def chains_of(requests: Requests, limits: Limits, caching: Caching | None) -> Ch
     count, rest = divmod(limits.block_tokens, prefix.block_tokens)
     if count > 1 and not rest:
         prefix = prefix.joined(count)
-    return Chains.from_blocks(prefix, requests.prompt_tokens, limits.block_tokens)
+    return Chains.from_blocks(
+        prefix, requests.prompt_tokens, limits.block_tokens, requests.output_tokens, requests.session
+    )

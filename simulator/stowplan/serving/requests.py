@@ -26,6 +26,8 @@ class Requests:
         priority: smaller is more urgent, for schedulers that sort by it; None for equal.
         client: who asked, for schedulers that are fair to clients; None for one client each.
         prefix: blocks that prompts begin with, for a prefix cache; None where unknown.
+        session: conversations, negative for none: of these, later prompts may hold earlier answers, see
+            `stowplan.serving.turns`; None where unknown.
     """
 
     arrival_s: NDArray[np.float64]
@@ -35,6 +37,7 @@ class Requests:
     priority: NDArray[np.int64] | None = None
     client: NDArray[np.int64] | None = None
     prefix: Blocks | None = None
+    session: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -45,7 +48,14 @@ class Requests:
         client = trace.session
         if client is not None:
             client = np.where(client < 0, int(client.max()) + 1 + np.arange(len(trace)), client)
-        return Requests(trace.arrival_s, trace.prompt_tokens, trace.output_tokens, client=client, prefix=trace.prefix)
+        return Requests(
+            trace.arrival_s,
+            trace.prompt_tokens,
+            trace.output_tokens,
+            client=client,
+            prefix=trace.prefix,
+            session=trace.session,
+        )
 
     def take(self, rows: NDArray[np.int64]) -> Requests:
         """Some of the requests, in rising order of their rows."""
@@ -61,6 +71,7 @@ class Requests:
             part(self.priority),
             part(self.client),
             None if self.prefix is None else self.prefix.take(rows),
+            part(self.session),
         )
 
     @staticmethod
@@ -73,6 +84,7 @@ class Requests:
         priority: ArrayLike | None = None,
         client: ArrayLike | None = None,
         prefix: Blocks | None = None,
+        session: ArrayLike | None = None,
     ) -> Requests:
         """Checked requests from anything that numpy takes for a column.
 
@@ -102,6 +114,7 @@ class Requests:
             None if priority is None else _counts("priority", priority, count, lowest=-MOST_TOKENS),
             None if client is None else _counts("client", client, count, lowest=-MOST_TOKENS),
             prefix,
+            None if session is None else _counts("session", session, count, lowest=-MOST_TOKENS),
         )
 
 

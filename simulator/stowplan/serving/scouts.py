@@ -167,7 +167,7 @@ class Scouts:
         if not self._links:
             return
         starts, overlap = _starts(mission, len(self._links) + 1)
-        requests = replace(mission.requests, prefix=None)
+        requests = replace(mission.requests, prefix=None, session=None)
         for link, start in zip(self._links, starts, strict=False):
             part = replace(mission, requests=requests.take(np.arange(start, self._count)))
             with suppress(OSError):  # a process that is gone is met nowhere

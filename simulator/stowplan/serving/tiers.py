@@ -83,18 +83,21 @@ class _Store:
         held, copies, shelf, traffic, most = self.held, self._copies, self._shelf, self.traffic, self._blocks
         used, busy_until, latest, write_s = self.used, self.busy_until, now + self._patience_s, self._write_s
         gone: list[Piece] = []
+        written = evicted = 0
         for segment, start, end in coming:
-            there, new = held.get(segment), end - start
+            there = held.get(segment)
             if there is None:
+                new = span = end - start
                 ranges: Ranges = ((start, end),)
             elif there[0][0] == end and len(there) == 1:  # the usual case: a segment leaves the tier above end first
-                ranges = ((start, there[0][1]),)
+                new, last = end - start, there[0][1]
+                span, ranges = last - start, ((start, last),)
             else:
                 new, ranges = _joined(there, start, end)
                 if not new:
                     continue
-            too_large = ranges[-1][1] - ranges[0][0] > most and _count(ranges) > most
-            if too_large or busy_until > latest:
+                span = _count(ranges)
+            if span > most or busy_until > latest:
                 traffic.dropped += new
                 continue
             held[segment] = ranges
@@ -105,18 +108,19 @@ class _Store:
             if shelf is not None:
                 shelf.put(segment)
             busy_until = (busy_until if busy_until > now else now) + new * write_s
-            traffic.written += new
+            written += new
             used += new
             while used > most:
-                traffic.peak = most
                 going, ranges = held.popitem(last=False) if shelf is None else self._least(shelf)
                 copies[going] -= 1
                 for first, last in reversed(ranges):
                     used -= last - first
-                    traffic.evicted += last - first
+                    evicted += last - first
                     gone.append((going, first, last))
         self.used, self.busy_until = used, busy_until
-        traffic.peak = max(traffic.peak, used)
+        traffic.written += written
+        traffic.evicted += evicted
+        traffic.peak = max(traffic.peak, most if evicted else used)
         return gone
 
     def _least(self, shelf: Shelf) -> tuple[int, Ranges]:

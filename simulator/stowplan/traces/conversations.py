@@ -1,8 +1,8 @@
 """Sessions and prefix blocks for a trace that has none: a synthetic addition, so that prefix caches can be replayed.
 
-Every request either opens a conversation or goes on with one that is still warm. A later turn's prompt begins with
-as much of the turn before as both are long, and every prompt with its conversation's instruction, one of a few common
-ones. Arrivals and lengths stay as they are.
+Every request either opens a conversation or goes on with one that is still warm. The prompt that opens one begins with
+an instruction, one of a few common ones; a later one begins with as much of the prompt before as both are long, and
+with the answer to it where both fit. What comes then is its own. Arrivals and lengths stay as they are.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ def _sessions(trace: Trace, habits: Habits, random: np.random.Generator) -> Inte
 
 
 def _blocks(trace: Trace, session: Integers, habits: Habits, random: np.random.Generator) -> Blocks:
-    """Hashes of whole blocks: the common instruction, then the conversation so far, then what is new."""
+    """Hashes of whole blocks: the conversation so far, from its instruction on, then what is new.
+
+    Of all prompts, the next one alone begins with an answer, so an answer's blocks are told apart as that prompt's own.
+    """
     size, count = habits.block_tokens, len(trace)
     counts = trace.prompt_tokens // size
     offsets = np.concatenate(([0], np.cumsum(counts)))
@@ -115,10 +118,10 @@ def _blocks(trace: Trace, session: Integers, habits: Habits, random: np.random.G
     previous[order[1:]] = np.where(opens[1:], -1, order[:-1])
     turn = np.arange(count) - np.maximum.accumulate(np.where(opens, np.arange(count), 0))
     instruction = random.integers(0, habits.instructions, int(session.max()) + 1)[session]
-    common = place < habits.instruction_tokens // size
     # Blocks of a conversation are told apart by the turn that first had them: the same place may be written anew.
     writer = _writers(order, turn, previous, counts, offsets)
     most = habits.instruction_tokens // size
+    common = (place < most) & (previous[writer] < 0)
     shared = np.repeat(instruction, counts) * most + place
     return Blocks(offsets, np.where(common, shared, habits.instructions * most + offsets[writer] + place), size)
 
