@@ -19,7 +19,7 @@ from stowplan.serving.outcome import Replay, State
 from stowplan.serving.policies import list_schedulers
 from stowplan.serving.replay import replay
 from stowplan.serving.requests import Requests
-from stowplan.serving.step_time import ChunkTerm, DecodePiece, StepTime
+from stowplan.serving.step_time import ChunkTerm, DecodePiece, FewTokens, StepTime
 
 TICK = 2.0**-20
 """All times are whole multiples of it, so that no sum rounds and ties are real ties."""
@@ -45,7 +45,11 @@ def step_times(draw: st.DrawFn) -> StepTime:
     window = st.none() | st.integers(1, 40)
     term = st.builds(ChunkTerm, window, window, st.lists(piece, min_size=1, max_size=3).map(tuple))
     terms = tuple(draw(st.lists(term, max_size=2)))
-    return StepTime(body, ((0, 0.0), (1, draw(_ticks(0, 5000)))), tuple(pieces), terms)
+    few = None
+    if draw(st.integers(0, 3)) == 0:  # small steps are slower or faster
+        here = DecodePiece(0.0, draw(_ticks(0, 4000)), draw(_ticks(0, 100)))
+        few = FewTokens(draw(st.sampled_from([2, 3, 8, 20])), (here,), tuple(draw(st.lists(term, max_size=1))))
+    return StepTime(body, ((0, 0.0), (1, draw(_ticks(0, 5000)))), tuple(pieces), terms, few=few)
 
 
 @st.composite

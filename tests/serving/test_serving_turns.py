@@ -280,8 +280,8 @@ def test_the_answers_of_later_requests_are_the_same_without_the_earlier_ones() -
     chains = chains_of(requests, 16)
     for start in (0, 1, 37, 79):
         part, segments = chains_from(chains, start)
-        assert segments[part.answer].tolist() == chains.answer[start:]
-        assert part.beyond == chains.beyond[start:]
+        assert segments[part.answer].tolist() == chains.answer[start:].tolist()
+        assert part.beyond.tolist() == chains.beyond[start:].tolist()
 
 
 def test_some_of_the_requests_keep_their_conversations() -> None:

@@ -71,7 +71,7 @@ class AheadCore(Core):
         super().decode(copies)
         run = self.passes - passes
         if run > 1:
-            attention = tables.decode_attention(batch, context + batch * (run - 1))
+            attention = tables.of(batch).decode_attention(batch, context + batch * (run - 1))
             self.before = self.now - (tables.body[batch] + tables.logits[batch] + attention)
 
 

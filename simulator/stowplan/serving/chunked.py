@@ -41,7 +41,7 @@ class Chunked(Scheduler):
         """See `Scheduler`."""
         core = self.core
         limits, phase, waiting, core.horizon = core.limits, core.phase, core.waiting, until
-        lane = waiting if isinstance(waiting, FirstCome) and until == inf else None
+        lane = waiting if isinstance(waiting, FirstCome) and until == inf and core.tables.few is None else None
         size, calm = limits.block_tokens, _CALM_ROUNDS
         while core.now < until:
             if lane is not None and calm >= _CALM_ROUNDS and not (lane.back or core.swapped or self._begun):
@@ -136,10 +136,10 @@ class Chunked(Scheduler):
 
 def _mixed_step(core: Core, chunks: list[tuple[_Begun, int]], loads: list[Found], copies: float) -> _Begun | None:
     """One step of all decoding sequences and some chunks; returns the prompt that it leaves unfinished."""
-    tables = core.tables
-    batch, ended, total, attention = core.batch, 0, core.batch, 0.0
+    batch, ended, attention = core.batch, 0, 0.0
+    total = batch + sum(tokens for _, tokens in chunks)
+    tables = core.tables.of(total)
     for prompt, tokens in chunks:
-        total += tokens
         attention += tables.chunk_attention(tokens, prompt.done) if prompt.done else tables.prompt_attention[tokens]
         prompt.done += tokens
         ended += prompt.done == prompt.length

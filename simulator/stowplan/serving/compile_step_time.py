@@ -14,7 +14,7 @@ import numpy as np
 
 from stowplan.models.model import Attention, LatentAttention, Layer, Recurrence
 from stowplan.ops import Step, cached_tokens, visible_pairs
-from stowplan.serving.step_time import ChunkTerm, DecodePiece, Knots, Piece, StepTime
+from stowplan.serving.step_time import ChunkTerm, DecodePiece, FewTokens, Knots, Piece, StepTime
 from stowplan.systems.serial import LayerPlaces, Price, SerialRun
 
 _TOLERANCE = 5e-4
@@ -67,16 +67,25 @@ def compile_step_time(
     logits = _knots(lambda rows: tokens_alone(span.batch, rows) - base, 1, span.batch, _TOLERANCE * base)
     many = min(_COMPANY, span.batch)
 
-    def attends(context: int) -> float:
-        return price(Step(1, ((context, many),), 0)) / many
+    def decode(many: int) -> tuple[DecodePiece, ...]:
+        def attends(context: int) -> float:
+            return price(Step(1, ((context, many),), 0)) / many
 
-    without = attends(0)
-    decode = _knots(lambda context: attends(context) - without, 1, span.context, _EXACT * without)
+        without = attends(0)
+        return _decode_pieces(_knots(lambda context: attends(context) - without, 1, span.context, _EXACT * without))
+
+    change, few = run.attention_changes_at(layers), None
+    if 2 <= change <= span.tokens:
+        few = FewTokens(
+            change, decode(min(_COMPANY, change - 1)), tuple(_chunk_terms(run, layers, span, 2, change - 1))
+        )
+        many = max(_COMPANY, change)
     compiled = StepTime(
         body=body,
         logits=((0, 0.0), *logits),
-        decode=_decode_pieces(decode),
-        chunk=tuple(_chunk_terms(run, layers, span)),
+        decode=decode(many),
+        chunk=tuple(_chunk_terms(run, layers, span, max(2, change), span.tokens)),
+        few=few,
         busy=_busy(lambda tokens: run.step_price(layers, output, Step(1, ((0, tokens),), 0)), [at for at, _ in body]),
     )
     errors = [
@@ -140,17 +149,27 @@ def _decode_pieces(knots: Knots) -> tuple[DecodePiece, ...]:
     return tuple(pieces)
 
 
-def _chunk_terms(run: SerialRun, layers: Sequence[LayerPlaces], span: Range) -> Iterator[ChunkTerm]:
-    """One term for the layers whose attention is alike and runs in the same place."""
+def _chunk_terms(
+    run: SerialRun, layers: Sequence[LayerPlaces], span: Range, first: int, last: int
+) -> Iterator[ChunkTerm]:
+    """One term for the layers whose attention is alike and runs in the same place, for chunks of these tokens."""
     alike: dict[tuple[object, str, str], list[int]] = {}
     for index, places in enumerate(layers):
         mixer = run.classes[run.class_of(index)].layer.mixer
         alike.setdefault((mixer, places.mixer, places.kv), []).append(index)
     for members in alike.values():
-        yield _chunk_term(run, members[0], layers[members[0]], len(members), span)
+        index = members[0]
+        yield _chunk_term(run, index, layers[index], len(members), span.context, _grid(first, last))
 
 
-def _chunk_term(run: SerialRun, index: int, places: LayerPlaces, count: int, span: Range) -> ChunkTerm:
+def _grid(first: int, last: int) -> list[int]:
+    """Numbers of tokens to sample, each four times the one before; a last one that has room for its neighbours."""
+    return [first * 4**k for k in range(16) if not k or first * 4 ** (k + 1) <= 2 * last]
+
+
+def _chunk_term(
+    run: SerialRun, index: int, places: LayerPlaces, count: int, context: int, tokens: Sequence[int]
+) -> ChunkTerm:
     layer = run.classes[run.class_of(index)].layer
     sight, window = _windows(layer)
 
@@ -161,8 +180,7 @@ def _chunk_term(run: SerialRun, index: int, places: LayerPlaces, count: int, spa
     def features(tokens: int, past: int) -> tuple[float, float, float, float]:
         return visible_pairs(tokens, past, sight), cached_tokens(past, tokens, window), float(tokens), 1.0
 
-    tokens = [2**k for k in range(1, max(2, span.tokens.bit_length() - 1), 2)]  # one token alone is a decode
-    pasts = [0, *(4**k for k in range(1, max(2, (span.context.bit_length() + 1) // 2)))]
+    pasts = [0, *(4**k for k in range(1, max(2, (context.bit_length() + 1) // 2)))]
     points = [(q, p) for q in tokens for p in pasts]
     known = np.array([features(q, p) for q, p in points])
     values = np.array([attention(q, p) for q, p in points])

@@ -26,7 +26,9 @@ class Continuous(Scheduler):
         """See `Scheduler`."""
         core = self.core
         waiting, core.horizon = core.waiting, until
-        lane = waiting if isinstance(waiting, FirstCome) and until == inf and core.cache is None else None
+        lane = None
+        if isinstance(waiting, FirstCome) and until == inf and core.cache is None and core.tables.few is None:
+            lane = waiting
         calm = _CALM_ROUNDS
         while core.now < until:
             if lane is not None and calm >= _CALM_ROUNDS and not lane.back and not core.swapped:
@@ -62,10 +64,10 @@ class Continuous(Scheduler):
         request = waiting.head(now)
         if request < 0:
             return []
-        tables, size, room = core.tables, limits.block_tokens, limits.max_running - core.batch - len(core.arriving)
+        size, room = limits.block_tokens, limits.max_running - core.batch - len(core.arriving)
         admitted: list[tuple[int, int]] = []
         loads: list[Found] = []
-        tokens, attention = 0, 0.0
+        tokens = 0
         while request >= 0 and len(admitted) < room and self._computes(request):
             length = core.length(request)
             found = core.look_up(request, length)
@@ -76,12 +78,15 @@ class Continuous(Scheduler):
             waiting.pop()
             core.admit(request, length, found, blocks)
             tokens += new
-            attention += tables.chunk_attention(new, found.tokens) if found.tokens else tables.prompt_attention[length]
             admitted.append((request, length))
             loads.append(found)
             request = waiting.head(now)
         if not admitted:
             return []
+        attention, tables = 0.0, core.tables.of(tokens)
+        for (_, length), found in zip(admitted, loads, strict=True):
+            past = found.tokens
+            attention += tables.chunk_attention(length - past, past) if past else tables.prompt_attention[length]
         compute = tables.body[tokens] + tables.logits[len(admitted)] + attention
         core.now = now + core.with_loads(compute, tokens, loads)
         core.passes += 1

@@ -340,7 +340,7 @@ class Core:
         while finish[end & mask] != end >> bits:
             heappop(ends)
             end = ends[0]
-        tables = self.tables
+        tables = self.tables.of(batch)
         mean = self.context / batch
         piece, piece_ends = 0, tables.piece_ends
         while mean >= piece_ends[piece]:

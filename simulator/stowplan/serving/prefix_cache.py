@@ -82,8 +82,9 @@ class PrefixCache:
         earlier: int = 0,
         trace_requests: int | None = None,
     ) -> None:
-        self._leaf, self._parent, self._ends, self._sizes = chains.leaf, chains.parent, chains.ends, chains.sizes
-        self._answer, self._beyond = chains.answer, chains.beyond
+        lists = chains.lists
+        self._leaf, self._parent, self._ends, self._sizes = lists.leaf, lists.parent, lists.ends, lists.sizes
+        self._answer, self._beyond = lists.answer, lists.beyond
         self._own_leaves = False
         self._block = chains.block_tokens
         self._tables = tables
@@ -191,7 +192,8 @@ class PrefixCache:
 
     def _alone(self, found: Found, length: int, busy: Callable[[int], Sequence[float]] | None) -> float:
         """Seconds of a step that processes only this prompt."""
-        tokens, tables = length - found.tokens, self._tables
+        tokens = length - found.tokens
+        tables = self._tables.of(tokens)
         compute = tables.body[tokens] + tables.chunk_attention(tokens, found.tokens)
         if not found.link_s:
             return compute

@@ -228,7 +228,7 @@ def _starts(mission: Mission, processes: int) -> tuple[list[int], int]:
     marks = marks_of(count)
     overlap = 2 * marks.step
     if caching is not None and chains is not None:
-        new_blocks = max(1, sum(chains.sizes)) / count
+        new_blocks = max(1, int(chains.sizes.sum())) / count
         held = limits.kv_blocks + sum(tier.blocks for tier in caching.tiers)
         overlap += int(_TURNS * held / new_blocks)
     while processes > 1:

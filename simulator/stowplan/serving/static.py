@@ -39,7 +39,8 @@ def _run_batch(core: Core, members: Sequence[int]) -> None:
     for request in members:
         core.started[request] = core.now
     core.reserve_blocks(held)
-    core.now += tables.body[count * longest] + tables.logits[count] + count * tables.prompt_attention[longest]
+    attention = count * tables.of(count * longest).prompt_attention[longest]
+    core.now += tables.body[count * longest] + tables.logits[count] + attention
     for request in members:
         core.first[request] = core.now
     core.passes += 1 + steps
@@ -74,7 +75,7 @@ def _form(core: Core) -> Sequence[int]:
 
 def _decode_seconds(core: Core, batch: int, context: int, steps: int) -> float:
     """Seconds of `steps` decode steps of `batch` sequences that have `context` cached tokens each at first."""
-    seconds, done, tables = 0.0, 0, core.tables
+    seconds, done, tables = 0.0, 0, core.tables.of(batch)
     for end, fixed, per_token in zip(tables.piece_ends, tables.piece_fixed, tables.piece_token, strict=True):
         if context + done >= end:
             continue

@@ -12,12 +12,15 @@ another resource binds), and for a chunk the largest of a few linear functions o
 ``q p + q (q + 1) / 2``, its cached tokens ``p + q`` and its tokens ``q``. A chunk of one token is a decode: it runs the
 kernels of one query. A sliding window bounds the pairs and the cached tokens; in decode it is applied to the mean
 context, which for unlike contexts costs a little too much.
+
+Engines may run attention elsewhere in steps of few tokens, as llama.cpp does with layers in host memory: such steps
+have attention terms of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
@@ -64,6 +67,20 @@ class ChunkTerm:
 
 
 @dataclass(frozen=True, slots=True)
+class FewTokens:
+    """Attention in steps of few tokens.
+
+    Attributes:
+        below: tokens of a step from which on the other terms hold.
+        decode, chunk: as of `StepTime`.
+    """
+
+    below: int
+    decode: tuple[DecodePiece, ...]
+    chunk: tuple[ChunkTerm, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepTime:
     """Compiled time of one step; see the module's text for the formula.
 
@@ -75,6 +92,7 @@ class StepTime:
         busy: seconds of the body for which each resource binds, by its name and the number of tokens; those of links
             are what the cache's blocks find taken by weights.
         largest_error: largest relative error on the held-out steps of the compilation; 0 for one that is given.
+        few: attention in steps of few tokens; None where it is the same.
     """
 
     body: Knots
@@ -83,6 +101,7 @@ class StepTime:
     chunk: tuple[ChunkTerm, ...]
     busy: tuple[tuple[str, Knots], ...] = ()
     largest_error: float = 0.0
+    few: FewTokens | None = None
 
     def __post_init__(self) -> None:
         for name, knots in (("body", self.body), ("logits", self.logits), *self.busy):
@@ -94,6 +113,14 @@ class StepTime:
             raise InputError("step time: decode: needs pieces that start at 0 and rise")
         if not all(term.pieces for term in self.chunk):
             raise InputError("step time: chunk: needs one or more pieces in every term")
+
+    def of(self, tokens: int) -> StepTime:
+        """The step time of steps of about so many tokens, with one kind of attention terms."""
+        few = self.few
+        if few is None:
+            return self
+        many = replace(self, few=None)
+        return replace(many, decode=few.decode, chunk=few.chunk) if tokens < few.below else many
 
     def decode_piece(self, batch: int, context: int) -> DecodePiece:
         """The piece that holds for `batch` sequences with `context` cached tokens between them."""
@@ -137,10 +164,11 @@ class StepTime:
         """
         tokens = batch + sum(new for new, _ in chunks)
         total = at(self.body, tokens) + at(self.logits, batch + len(chunks) if rows is None else rows)
+        here = self.of(tokens)
         if batch:
-            piece = self.decode_piece(batch, context)
+            piece = here.decode_piece(batch, context)
             total += piece.per_sequence * batch + piece.per_token * context
-        return total + sum(self.chunk_attention(new, past) for new, past in chunks)
+        return total + sum(here.chunk_attention(new, past) for new, past in chunks)
 
     def body_table(self, tokens: int) -> list[float]:
         """Body for 0 to `tokens` tokens; 0 at 0."""

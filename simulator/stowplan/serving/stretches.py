@@ -14,7 +14,7 @@ cache simulation by time partitioning, Winter Simulation Conference 1990.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import chain
@@ -23,7 +23,7 @@ from struct import pack
 import numpy as np
 
 from stowplan.serving.account import Account
-from stowplan.serving.chains import Chains, Integers
+from stowplan.serving.chains import Chains, Integers, Numbers
 from stowplan.serving.core import Core
 from stowplan.serving.queues import FirstCome
 from stowplan.serving.scheduler import Scheduler
@@ -116,30 +116,22 @@ def fingerprint(core: Core, earlier: int, segments: Integers) -> bytes:
 
 def chains_from(chains: Chains, row: int) -> tuple[Chains, Integers]:
     """Segments of the prompts from a row on, with new numbers in the same order, and their old numbers."""
-    parent, leaf, answer = np.asarray(chains.parent), np.asarray(chains.leaf[row:]), np.asarray(chains.answer[row:])
-    used = np.zeros(len(parent), dtype=np.bool_)
-    used[0] = used[leaf] = True
-    reached = np.flatnonzero(used)
+    used = np.zeros(len(chains.parent), dtype=np.bool_)
+    used[0] = used[chains.leaf[row:]] = True
+    reached: Integers | Numbers = np.flatnonzero(used)
     while len(reached):
-        reached = parent[reached]
+        reached = chains.parent[reached]
         reached = reached[~used[reached]]
         used[reached] = True
-    segments = np.flatnonzero(used)
-    number = np.cumsum(used) - 1
-
-    def part(values: Sequence[int]) -> list[int]:
-        listed: list[int] = np.asarray(values)[segments].tolist()
-        return listed
-
-    return (
-        Chains(
-            leaf=number[leaf].tolist(),
-            answer=number[answer].tolist(),  # on the way to the leaf of a later prompt
-            beyond=chains.beyond[row:],
-            parent=number[parent[segments]].tolist(),
-            ends=part(chains.ends),
-            sizes=part(chains.sizes),
-            block_tokens=chains.block_tokens,
-        ),
-        segments,
+    segments: Integers = np.flatnonzero(used)
+    number = (np.cumsum(used) - 1).astype(np.int32)
+    part = Chains(
+        leaf=number[chains.leaf[row:]],
+        answer=number[chains.answer[row:]],  # on the way to the leaf of a later prompt
+        beyond=chains.beyond[row:],
+        parent=number[chains.parent[segments]],
+        ends=chains.ends[segments],
+        sizes=chains.sizes[segments],
+        block_tokens=chains.block_tokens,
     )
+    return part, segments

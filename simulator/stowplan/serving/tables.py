@@ -23,12 +23,15 @@ class StepTables:
         piece_ends, piece_sequence, piece_token: decode attention in pieces of the mean context.
         piece_fixed: seconds of a decode step that do not depend on the context, by piece and sequences.
         busy: seconds of the body for which each resource binds, by its name and the tokens of a step.
+        few: the same for steps of fewer than `below` tokens, whose attention costs something else; None for all alike.
     """
 
     __slots__ = (
+        "below",
         "body",
         "busy",
         "chunk_attention",
+        "few",
         "logits",
         "piece_ends",
         "piece_fixed",
@@ -38,6 +41,9 @@ class StepTables:
     )
 
     def __init__(self, step_time: StepTime, longest: int, limits: Limits) -> None:
+        self.below = 0 if step_time.few is None else step_time.few.below
+        self.few = StepTables(step_time.of(0), longest, limits) if self.below else None
+        step_time = step_time.of(self.below)
         self.body = step_time.body_table(max(longest, limits.max_batched_tokens) + limits.max_running)
         self.logits = step_time.logits_table(2 * limits.max_running)
         self.prompt_attention = step_time.prompt_table(longest)
@@ -51,6 +57,10 @@ class StepTables:
         ]
 
         self.busy = {name: step_time.table(knots, len(self.body) - 1) for name, knots in step_time.busy}
+
+    def of(self, tokens: int) -> StepTables:
+        """Those for steps of so many tokens."""
+        return self if self.few is None or tokens >= self.below else self.few
 
     def link_s(self, name: str, tokens: int) -> float:
         """Seconds that weights occupy a link in a step of `tokens` tokens."""

@@ -41,7 +41,7 @@ _MANY_ROWS = 32
 _NEVER_UNPACKED = ("float", "float8")
 _COUNTS_OUTPUT = "2025-12"  # llama.cpp PR 18148: releases from here on are "current"
 _TILED_ATTENTION = "2026-03"  # llama.cpp PRs 19012 and 19422, in review until the middle of February
-_TILE_QUERIES = 64  # GGML_FA_TILE_Q
+TILE_QUERIES = 64  # GGML_FA_TILE_Q
 _FLOAT_CACHES = frozenset(("f32", "f16"))
 _FEW_ROWS = 64  # up to so many rows the quantised kernels ran before, too (MMQ_MAX_BATCH_SIZE)
 
@@ -152,7 +152,7 @@ def tiles_attention(settings: LlamaCppSettings, queries: float) -> bool:
     """Whether fused attention on the CPU takes many queries at a time, as small products; no quantised caches."""
     whole = {settings.cache_k, settings.cache_v} <= _FLOAT_CACHES and settings.cache_k == settings.cache_v
     new = settings.engine == "llama.cpp" and since(settings, _TILED_ATTENTION)
-    return new and whole and settings.flash_attention and queries >= _TILE_QUERIES
+    return new and whole and settings.flash_attention and queries >= TILE_QUERIES
 
 
 def touched_experts(experts: tuple[int, int], tokens: int, popularity: float) -> float:

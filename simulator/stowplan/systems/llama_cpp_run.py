@@ -29,6 +29,7 @@ from stowplan.systems.llama_cpp_launches import graph_gap
 from stowplan.systems.llama_cpp_memory import LlamaCppMemory
 from stowplan.systems.llama_cpp_nodes import Reach
 from stowplan.systems.llama_cpp_offload import (
+    TILE_QUERIES,
     copied_from,
     cpu_layout,
     dequantises,
@@ -152,6 +153,14 @@ class LlamaCppRun(SerialRun):
             ffn[Part.SHARED] = home
         return LayerPlaces(home, home if self.settings.kv_offload else RAM, tuple(sorted(ffn.items())))
 
+    def attention_changes_at(self, layers: Sequence[LayerPlaces]) -> int:
+        """See `SerialRun`: layers in host memory work on the GPU, or the CPU takes many queries at a time."""
+        moves = self._mixers_copied_from
+        if any(self.works_at(places.mixer, Step.prefill(1 << 30)) != places.mixer for places in layers):
+            return int(moves)
+        on_cpu = any(RAM in (places.mixer, places.kv) for places in layers)
+        return TILE_QUERIES if on_cpu and tiles_attention(self.settings, TILE_QUERIES) else 0
+
     def works_at(self, home: str, step: Step) -> str:
         """A layer in host memory works on the first GPU while its products are copied there.
 
@@ -167,7 +176,7 @@ class LlamaCppRun(SerialRun):
         chain: list[ChainTask] = []
         home = here = self.works_at(places.mixer, step)
         prefix = f"blk.{layer.index}."
-        captured = step.new == 1 and RAM not in (places.mixer, places.kv, *(place for _, place in places.ffn))
+        captured = step.tokens == 1 and RAM not in (places.mixer, places.kv, *(place for _, place in places.ffn))
         computed = layer if places.kv == RAM else without_window(self.settings, layer)
         for op in self.operators.of(computed, step):
             place = places.place(op.part) if op.part is not None else home

@@ -220,6 +220,10 @@ class SerialRun(ABC):
         """Whether an output matrix on a GPU must be where the last layer is."""
         return True
 
+    def attention_changes_at(self, layers: Sequence[LayerPlaces]) -> int:  # noqa: ARG002
+        """Tokens of a step from which on attention runs elsewhere or by another kernel; 0 where it never does."""
+        return 0
+
     def works_at(self, home: str, step: Step) -> str:  # noqa: ARG002
         """Where a layer with its mixer at `home` takes and leaves its activations in a step."""
         return home
