@@ -16,6 +16,12 @@ _LONGEST = 8
 """Blocks of a segment in these tests."""
 
 
+def place(hierarchy: Hierarchy, segment: int, start: int, end: int, now: float) -> None:
+    """Blocks of a segment leave the GPU."""
+    hierarchy.coming.append((segment, start, end, now))
+    hierarchy.settle()
+
+
 class NaiveTiers:
     """Sets of blocks; the segment whose use is the longest ago goes as a whole, its last range first."""
 
@@ -75,7 +81,7 @@ def test_least_recently_used_equals_sets_of_blocks(
     for action, segment, start, count in actions:
         end = min(start + count, _LONGEST)
         if action == "put":
-            hierarchy.put([(segment, start, end)], 0.0)
+            place(hierarchy, segment, start, end, 0.0)
             naive.put(0, segment, set(range(start, end)))
         else:
             level, until = hierarchy.find(segment, start)
@@ -84,7 +90,9 @@ def test_least_recently_used_equals_sets_of_blocks(
                 hierarchy.read(level, segment, until - start)
                 naive.read(level, segment)
         assert hierarchy.held == [sum(map(len, held.values())) for held in naive.levels]
-        assert hierarchy.copies[:6] == [sum(name in held for held in naive.levels) for name in range(6)]
+        assert [hierarchy.copies(name) for name in range(6)] == [
+            sum(name in held for held in naive.levels) for name in range(6)
+        ]
     for segment in range(6):
         for block in range(_LONGEST):
             assert hierarchy.find(segment, block) == naive.find(segment, block)
@@ -112,7 +120,7 @@ def test_tiers_hold_what_was_written_and_no_more_than_they_may(
     for now, (action, segment, start, count) in enumerate(actions):
         end = min(start + count, _LONGEST)
         if action == "put":
-            hierarchy.put([(segment, start, end)], now * 0.5)
+            place(hierarchy, segment, start, end, now * 0.5)
             given_away |= {(segment, block) for block in range(start, end)}
         else:
             level, until = hierarchy.find(segment, start)
@@ -129,12 +137,12 @@ def test_tiers_hold_what_was_written_and_no_more_than_they_may(
 
 def test_a_writer_that_is_too_far_behind_drops_what_comes() -> None:
     hierarchy = Hierarchy([Tier("disk", 100, {"disk": 0.0}, 1.0, patience_s=2.0)], "lru", [1.0] * 6)
-    hierarchy.put([(1, 0, 2)], 0.0)  # written until 2 s
-    hierarchy.put([(2, 0, 2)], 0.0)  # may wait for 2 s, and is written until 4 s
-    hierarchy.put([(3, 0, 2)], 0.0)  # would wait for 4 s
+    place(hierarchy, 1, 0, 2, 0.0)  # written until 2 s
+    place(hierarchy, 2, 0, 2, 0.0)  # may wait for 2 s, and is written until 4 s
+    place(hierarchy, 3, 0, 2, 0.0)  # would wait for 4 s
     assert hierarchy.find(3, 0) == (-1, 0)
-    hierarchy.put([(3, 0, 3)], 2.0)  # waits for 2 s
-    hierarchy.put([(1, 0, 2)], 2.0)  # is there: nothing to write, and nothing to drop
+    place(hierarchy, 3, 0, 3, 2.0)  # waits for 2 s
+    place(hierarchy, 1, 0, 2, 2.0)  # is there: nothing to write, and nothing to drop
     (traffic,) = hierarchy.traffic
     assert (traffic.written, traffic.dropped, traffic.busy_s) == (7, 2, 7.0)
     assert hierarchy.find(3, 1) == (0, 3)
@@ -143,11 +151,11 @@ def test_a_writer_that_is_too_far_behind_drops_what_comes() -> None:
 def test_what_leaves_a_tier_goes_to_the_next_and_then_nowhere() -> None:
     hierarchy = Hierarchy([Tier("host", 2, {"h": 0.0}, 0.0), Tier("disk", 3, {"d": 0.0}, 0.0)], "lru", [1.0] * 6)
     for segment in range(4):
-        hierarchy.put([(segment, 0, 2)], 0.0)
+        place(hierarchy, segment, 0, 2, 0.0)
     assert hierarchy.held == [2, 2]
     assert hierarchy.find(3, 0) == (0, 2) and hierarchy.find(2, 1) == (1, 2)
     assert hierarchy.find(1, 0) == hierarchy.find(0, 0) == (-1, 0)
-    assert hierarchy.copies[:6] == [0, 0, 1, 1, 0, 0]
+    assert [hierarchy.copies(name) for name in range(6)] == [0, 0, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -169,10 +177,10 @@ def test_a_tier_out_of_its_range_is_refused(wrong: dict[str, object]) -> None:
 
 def test_what_is_larger_than_a_tier_or_comes_while_it_writes_is_dropped_and_counted() -> None:
     hierarchy = Hierarchy([Tier("disk", 10, {"d": 0.0}, 1.0, patience_s=3.5)], "lru", [1.0] * 6)
-    hierarchy.put([(0, 0, 4)], 0.0)
-    hierarchy.put([(5, 0, 11)], 0.0)
+    place(hierarchy, 0, 0, 4, 0.0)
+    place(hierarchy, 5, 0, 11, 0.0)
     assert hierarchy.held == [4] and hierarchy.traffic[0].dropped == 11
-    hierarchy.put([(0, 4, 7)], 0.0)
+    place(hierarchy, 0, 4, 7, 0.0)
     assert hierarchy.held == [4] and hierarchy.traffic[0].dropped == 14, "the writer has four seconds of work left"
-    hierarchy.put([(0, 4, 7)], 1.0)
+    place(hierarchy, 0, 4, 7, 1.0)
     assert hierarchy.held == [7] and hierarchy.traffic[0].dropped == 14

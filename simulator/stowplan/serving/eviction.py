@@ -15,8 +15,8 @@ from heapq import heapify, heappop, heappush
 from typing import Literal, Protocol
 
 EvictionName = Literal["lru", "cost"]
-Piece = tuple[int, int, int]
-"""Blocks of a segment that leave a place together: the segment, the first of them, and the one behind the last."""
+Piece = tuple[int, int, int, float]
+"""Blocks of a segment that leave a place together: the segment, the first of them, the one behind the last, when."""
 
 
 class Shelf(Protocol):
@@ -31,13 +31,15 @@ class Shelf(Protocol):
     def drop(self) -> None:
         """The segment that `first` just named is gone."""
 
-    def trim(self, over: int, sizes: Sequence[int], missing: list[int]) -> list[Piece]:
-        """Let so many blocks go, the end of each segment first; returns them in the order in which they went.
+    def trim(self, over: int, sizes: Sequence[int], missing: list[int], now: float, gone: list[Piece]) -> None:
+        """Let so many blocks go, the end of each segment first.
 
         Args:
             over: blocks that have to go, of those that are not in use.
             sizes: by segment, its blocks.
             missing: by segment, blocks at its end that are not there; brought up to date.
+            now: the moment.
+            gone: what goes is noted there, in the order in which it goes.
         """
 
     def order(self) -> list[int]:
@@ -81,9 +83,9 @@ class LeastRecentlyUsed:
         """See `Shelf`."""
         self._times[self._queue.popleft()] = 0
 
-    def trim(self, over: int, sizes: Sequence[int], missing: list[int]) -> list[Piece]:
+    def trim(self, over: int, sizes: Sequence[int], missing: list[int], now: float, gone: list[Piece]) -> None:
         """See `Shelf`."""
-        queue, times, busy, gone = self._queue, self._times, self._busy, list[Piece]()
+        queue, times, busy = self._queue, self._times, self._busy
         while over > 0:
             segment = queue[0]
             if times[segment] > 1 or busy[segment]:
@@ -94,15 +96,14 @@ class LeastRecentlyUsed:
             end = size - missing[segment]
             if end > over:
                 missing[segment] = size - end + over
-                gone.append((segment, end - over, end))
-                break
+                gone.append((segment, end - over, end, now))
+                return
             times[segment] = 0
             queue.popleft()
             if end:
                 over -= end
                 missing[segment] = size
-                gone.append((segment, 0, end))
-        return gone
+                gone.append((segment, 0, end, now))
 
     def order(self) -> list[int]:
         """See `Shelf`."""
@@ -151,9 +152,8 @@ class GreedyDual:
         self._level, _, segment = heappop(self._heap)
         del self._noted[segment]
 
-    def trim(self, over: int, sizes: Sequence[int], missing: list[int]) -> list[Piece]:
+    def trim(self, over: int, sizes: Sequence[int], missing: list[int], now: float, gone: list[Piece]) -> None:
         """See `Shelf`."""
-        gone: list[Piece] = []
         while over > 0:
             segment = self.first()
             end = sizes[segment] - missing[segment]
@@ -163,8 +163,7 @@ class GreedyDual:
             over -= end - start
             missing[segment] += end - start
             if end:
-                gone.append((segment, start, end))
-        return gone
+                gone.append((segment, start, end, now))
 
     def order(self) -> list[int]:
         """See `Shelf`; their order also depends on what is put there, by how far worth has faded."""

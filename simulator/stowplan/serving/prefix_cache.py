@@ -97,6 +97,7 @@ class PrefixCache:
         self._loose = make_shelf(eviction, self._users, self._worth)
         self._below = Hierarchy(tiers, eviction, self._worth) if tiers else None
         self.links = tuple(dict.fromkeys(name for tier in tiers for name in tier.read))
+        self._known = bytearray(count)  # segments that have ever been on the GPU, and may have gone down
         self.loose_blocks = 0
         self.hits = [0] * (1 + len(tiers))
         self.looked_up = 0
@@ -120,9 +121,12 @@ class PrefixCache:
         if over <= 0:
             return
         self.loose_blocks = free
-        gone = self._loose.trim(over, self._sizes, self._missing)
-        if self._below is not None:
-            self._below.put(gone, now)
+        below = self._below
+        if below is None:
+            self._loose.trim(over, self._sizes, self._missing, now, [])
+        else:
+            self._loose.trim(over, self._sizes, self._missing, now, below.coming)
+            below.settle()
 
     def look_up(self, request: int, length: int, busy: Callable[[int], Sequence[float]] | None = None) -> Found:
         """What is there for a prompt of `length` tokens; `shrink` has been called.
@@ -142,7 +146,7 @@ class PrefixCache:
         pinned = ends[segment]
         blocks = ends[broken] - missing[broken] if broken else ends[leaf]
         most, below = (length - 1) // self._block, self._below
-        if below is not None and broken and blocks < most and below.copies[broken]:
+        if below is not None and broken and blocks < most and below.copies(broken):
             return self._with_loads(leaf, broken, blocks, pinned, length, busy)
         return Found(min(blocks, most) * self._block, pinned)
 
@@ -216,9 +220,9 @@ class PrefixCache:
         if (length + size - 1) // size > room:
             return None
         leaf = self._leaf[request]
-        if below is not None and self._lies_below(leaf, below.copies):
+        if below is not None and self._lies_below(leaf, below):
             return None
-        users, parent, missing, ends = self._users, self._parent, self._missing, self._ends
+        users, parent, missing, ends, known = self._users, self._parent, self._missing, self._ends, self._known
         segment, blocks, gone = leaf, ends[leaf], 0
         while not users[segment]:
             users[segment] = 1
@@ -227,6 +231,7 @@ class PrefixCache:
                 gone += lack
                 blocks = ends[segment] - lack
                 missing[segment] = 0
+                known[segment] = 1
             segment = parent[segment]
         users[segment] += 1
         pinned = ends[segment]
@@ -239,11 +244,11 @@ class PrefixCache:
             self.samples.append((now, free, *self.held))
         return tokens, pinned
 
-    def _lies_below(self, segment: int, copies: list[int]) -> bool:
+    def _lies_below(self, segment: int, below: Hierarchy) -> bool:
         """Whether a lower tier has some of what the GPU lacks of a prompt."""
-        users, parent, missing = self._users, self._parent, self._missing
+        users, parent, missing, known = self._users, self._parent, self._missing, self._known
         while not users[segment]:
-            if missing[segment] and copies[segment]:
+            if missing[segment] and known[segment] and below.copies(segment):
                 return True
             segment = parent[segment]
         return False
@@ -272,6 +277,7 @@ class PrefixCache:
             users[segment] = 1
             self.loose_blocks -= self._sizes[segment] - missing[segment]
             missing[segment] = 0
+            self._known[segment] = 1
             segment = self._parent[segment]
         users[segment] += 1
 
@@ -313,6 +319,7 @@ class PrefixCache:
                 if missing[segment] > beyond:
                     more += missing[segment] - beyond
                     missing[segment] = beyond
+                    self._known[segment] = 1
                 put(segment)
                 segment, beyond = parent[segment], 0
         else:

@@ -139,6 +139,8 @@ class StepTime:
         if len(self.chunk) != 1 or self.chunk[0].sight is not None or self.chunk[0].window is not None:
             return self.chunk_attention
         pieces = self.chunk[0].pieces
+        if len(pieces) == 2:
+            return self._two_pieces(*pieces)
 
         def seconds(tokens: int, past: int) -> float:
             if tokens == 1:
@@ -149,6 +151,22 @@ class StepTime:
                 piece = per_pair * pairs + per_cached * cached + per_token * tokens + fixed
                 longest = longest if longest > piece else piece  # a call of max would double the time of all this
             return longest
+
+        return seconds
+
+    def _two_pieces(self, one: Piece, other: Piece) -> Callable[[int, int], float]:
+        """The same for the usual case, without the loop over pieces."""
+        pair, cached, token, fixed = one
+        pair_too, cached_too, token_too, fixed_too = other
+
+        def seconds(tokens: int, past: int) -> float:
+            if tokens == 1:
+                return self.chunk_attention(1, past)
+            there = past + tokens
+            pairs = tokens * past + 0.5 * tokens * (tokens + 1)
+            first = pair * pairs + cached * there + token * tokens + fixed
+            second = pair_too * pairs + cached_too * there + token_too * tokens + fixed_too
+            return first if first > second else second
 
         return seconds
 

@@ -18,6 +18,8 @@ from stowplan.serving.eviction import EvictionName, GreedyDual, Piece, Shelf
 
 Ranges = tuple[tuple[int, int], ...]
 """Ranges of blocks of a segment, in rising order and apart from each other; nearly always one."""
+_MOST_COMING = 4096
+"""Pieces that wait to be put away, about."""
 Contents = tuple[float, list[int], list[Ranges]]
 """When a place has time to write, segments that it holds in the order in which they go, and what it holds of each."""
 
@@ -78,13 +80,13 @@ class _Store:
         self.held: OrderedDict[int, Ranges] = OrderedDict()
         self.used, self.busy_until = 0, 0.0
 
-    def put(self, coming: Iterable[Piece], now: float) -> list[Piece]:
+    def put(self, coming: Iterable[Piece]) -> list[Piece]:
         """See `Hierarchy`; returns what had to go for it, in the order in which it went."""
         held, copies, shelf, traffic, most = self.held, self._copies, self._shelf, self.traffic, self._blocks
-        used, busy_until, latest, write_s = self.used, self.busy_until, now + self._patience_s, self._write_s
+        used, busy_until, patience_s, write_s = self.used, self.busy_until, self._patience_s, self._write_s
         gone: list[Piece] = []
         written = evicted = 0
-        for segment, start, end in coming:
+        for segment, start, end, now in coming:
             there = held.get(segment)
             if there is None:
                 new = span = end - start
@@ -97,7 +99,7 @@ class _Store:
                 if not new:
                     continue
                 span = _count(ranges)
-            if span > most or busy_until > latest:
+            if span > most or busy_until > now + patience_s:
                 traffic.dropped += new
                 continue
             held[segment] = ranges
@@ -116,7 +118,7 @@ class _Store:
                 for first, last in reversed(ranges):
                     used -= last - first
                     evicted += last - first
-                    gone.append((going, first, last))
+                    gone.append((going, first, last, now))
         self.used, self.busy_until = used, busy_until
         traffic.written += written
         traffic.evicted += evicted
@@ -158,40 +160,53 @@ def _count(ranges: Ranges) -> int:
 class Hierarchy:
     """The tiers below the GPU, nearest first.
 
+    What comes is put away when somebody wants to know where it is: most of it nobody ever asks for again.
+
     Args:
         tiers: what they are.
         eviction: which segment goes first.
         worth: by segment, seconds that a block of it saves; changed by others.
 
     Attributes:
-        copies: by segment, in how many tiers there is something of it.
+        coming: what leaves the GPU, in this order; whoever adds to it calls `settle` now and then.
     """
 
     def __init__(self, tiers: Sequence[Tier], eviction: EvictionName, worth: Sequence[float]) -> None:
         self.tiers = tuple(tiers)
-        self.copies = [0] * len(worth)
+        self.coming: list[Piece] = []
+        self._copies = [0] * len(worth)
+        self._fades = eviction != "lru"
         never = bytes(len(worth))
         shelves = (None if eviction == "lru" else GreedyDual(never, worth) for _ in self.tiers)
-        self._stores = [_Store(tier, self.copies, shelf) for tier, shelf in zip(self.tiers, shelves, strict=True)]
+        self._stores = [_Store(tier, self._copies, shelf) for tier, shelf in zip(self.tiers, shelves, strict=True)]
 
     @property
     def traffic(self) -> list[Traffic]:
         """What went through each tier."""
+        self._put_away()
         return [store.traffic for store in self._stores]
 
     def close_account(self) -> list[Traffic]:
         """What went through each tier since the last time; counting starts anew."""
+        self._put_away()
         return [store.close_account() for store in self._stores]
 
     def contents(self, now: float) -> Iterator[Contents]:
         """What the future of each tier depends on, nearest first, where what was used last goes last."""
+        self._put_away()
         for store in self._stores:
             yield max(now, store.busy_until), list(store.held), list(store.held.values())
 
     @property
     def held(self) -> list[int]:
         """Blocks in each tier now."""
+        self._put_away()
         return [store.used for store in self._stores]
+
+    def copies(self, segment: int) -> int:
+        """In how many tiers there is something of a segment."""
+        self._put_away()
+        return self._copies[segment]
 
     def find(self, segment: int, start: int) -> tuple[int, int]:
         """The nearest tier that has the segment from block `start` on, and the end of what it has; (-1, start) if none.
@@ -200,6 +215,7 @@ class Hierarchy:
             segment: number of the segment.
             start: blocks of it that are there already.
         """
+        self._put_away()
         for level, store in enumerate(self._stores):
             for first, last in store.held.get(segment, ()):
                 if first <= start < last:
@@ -208,11 +224,18 @@ class Hierarchy:
 
     def read(self, level: int, segment: int, blocks: int) -> None:
         """Blocks of a segment are read: it was used now."""
+        self._put_away()
         self._stores[level].read(segment, blocks)
 
-    def put(self, leaving: list[Piece], now: float) -> None:
-        """Pieces leave the GPU, in this order; what they push out of a tier goes to the next one, and at last away."""
-        for store in self._stores:
-            if not leaving:
-                return
-            leaving = store.put(leaving, now)
+    def settle(self) -> None:
+        """Put away what has come where much has, or where it matters when: what a block is worth changes."""
+        if self._fades or len(self.coming) > _MOST_COMING:
+            self._put_away()
+
+    def _put_away(self) -> None:
+        """What a tier has to part with goes to the next one, and at last away."""
+        leaving = self.coming
+        if leaving:
+            self.coming = []
+            for store in self._stores:
+                leaving = store.put(leaving)
