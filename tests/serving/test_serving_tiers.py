@@ -19,7 +19,8 @@ _LONGEST = 8
 def place(hierarchy: Hierarchy, segment: int, start: int, end: int, now: float) -> None:
     """Blocks of a segment leave the GPU."""
     hierarchy.coming.append((segment, start, end, now))
-    hierarchy.settle()
+    if len(hierarchy.coming) > hierarchy.most:
+        hierarchy.put_away()
 
 
 class NaiveTiers:

@@ -126,7 +126,8 @@ class PrefixCache:
             self._loose.trim(over, self._sizes, self._missing, now, [])
         else:
             self._loose.trim(over, self._sizes, self._missing, now, below.coming)
-            below.settle()
+            if len(below.coming) > below.most:
+                below.put_away()
 
     def look_up(self, request: int, length: int, busy: Callable[[int], Sequence[float]] | None = None) -> Found:
         """What is there for a prompt of `length` tokens; `shrink` has been called.
@@ -220,9 +221,13 @@ class PrefixCache:
         if (length + size - 1) // size > room:
             return None
         leaf = self._leaf[request]
-        if below is not None and self._lies_below(leaf, below):
-            return None
         users, parent, missing, ends, known = self._users, self._parent, self._missing, self._ends, self._known
+        if below is not None:
+            segment = leaf
+            while not users[segment]:
+                if missing[segment] and known[segment] and below.copies(segment):
+                    return None
+                segment = parent[segment]
         segment, blocks, gone = leaf, ends[leaf], 0
         while not users[segment]:
             users[segment] = 1
@@ -243,15 +248,6 @@ class PrefixCache:
         if not (request + self._earlier) % self._stride:
             self.samples.append((now, free, *self.held))
         return tokens, pinned
-
-    def _lies_below(self, segment: int, below: Hierarchy) -> bool:
-        """Whether a lower tier has some of what the GPU lacks of a prompt."""
-        users, parent, missing, known = self._users, self._parent, self._missing, self._known
-        while not users[segment]:
-            if missing[segment] and known[segment] and below.copies(segment):
-                return True
-            segment = parent[segment]
-        return False
 
     def take(self, request: int, length: int, found: Found, now: float, free: int) -> None:
         """The prompt is admitted: all of its whole blocks are its own or shared from now on.

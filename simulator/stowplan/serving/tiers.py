@@ -168,14 +168,14 @@ class Hierarchy:
         worth: by segment, seconds that a block of it saves; changed by others.
 
     Attributes:
-        coming: what leaves the GPU, in this order; whoever adds to it calls `settle` now and then.
+        coming: what leaves the GPU, in this order; whoever adds to it calls `put_away` when it is longer than `most`.
     """
 
     def __init__(self, tiers: Sequence[Tier], eviction: EvictionName, worth: Sequence[float]) -> None:
         self.tiers = tuple(tiers)
         self.coming: list[Piece] = []
         self._copies = [0] * len(worth)
-        self._fades = eviction != "lru"
+        self.most = _MOST_COMING if eviction == "lru" else 0  # when it comes matters where worth changes
         never = bytes(len(worth))
         shelves = (None if eviction == "lru" else GreedyDual(never, worth) for _ in self.tiers)
         self._stores = [_Store(tier, self._copies, shelf) for tier, shelf in zip(self.tiers, shelves, strict=True)]
@@ -183,29 +183,29 @@ class Hierarchy:
     @property
     def traffic(self) -> list[Traffic]:
         """What went through each tier."""
-        self._put_away()
+        self.put_away()
         return [store.traffic for store in self._stores]
 
     def close_account(self) -> list[Traffic]:
         """What went through each tier since the last time; counting starts anew."""
-        self._put_away()
+        self.put_away()
         return [store.close_account() for store in self._stores]
 
     def contents(self, now: float) -> Iterator[Contents]:
         """What the future of each tier depends on, nearest first, where what was used last goes last."""
-        self._put_away()
+        self.put_away()
         for store in self._stores:
             yield max(now, store.busy_until), list(store.held), list(store.held.values())
 
     @property
     def held(self) -> list[int]:
         """Blocks in each tier now."""
-        self._put_away()
+        self.put_away()
         return [store.used for store in self._stores]
 
     def copies(self, segment: int) -> int:
         """In how many tiers there is something of a segment."""
-        self._put_away()
+        self.put_away()
         return self._copies[segment]
 
     def find(self, segment: int, start: int) -> tuple[int, int]:
@@ -215,7 +215,7 @@ class Hierarchy:
             segment: number of the segment.
             start: blocks of it that are there already.
         """
-        self._put_away()
+        self.put_away()
         for level, store in enumerate(self._stores):
             for first, last in store.held.get(segment, ()):
                 if first <= start < last:
@@ -224,16 +224,11 @@ class Hierarchy:
 
     def read(self, level: int, segment: int, blocks: int) -> None:
         """Blocks of a segment are read: it was used now."""
-        self._put_away()
+        self.put_away()
         self._stores[level].read(segment, blocks)
 
-    def settle(self) -> None:
-        """Put away what has come where much has, or where it matters when: what a block is worth changes."""
-        if self._fades or len(self.coming) > _MOST_COMING:
-            self._put_away()
-
-    def _put_away(self) -> None:
-        """What a tier has to part with goes to the next one, and at last away."""
+    def put_away(self) -> None:
+        """Put what has come into the nearest tier; what a tier parts with goes to the next one, and at last away."""
         leaving = self.coming
         if leaving:
             self.coming = []
