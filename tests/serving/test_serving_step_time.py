@@ -98,6 +98,16 @@ def test_steps_of_few_tokens_have_attention_of_their_own_where_layers_move_to_th
     assert copied > 2.0 * read, "a cache that is copied page by page comes more slowly than the CPU reads it"
 
 
+@pytest.mark.parametrize("case", ["half in host memory", "cache in host memory", "no GPU"])
+def test_steps_that_never_have_many_tokens_keep_the_attention_of_few(case: str) -> None:
+    run, layers, output, _ = _compiled(case)
+    compiled = compile_step_time(run, layers, output, Range(tokens=16, context=16384, batch=8))
+    assert compiled.few is None
+    for tokens, past in ((2, 0), (9, 300), (16, 9000)):
+        exact = run.step_price(layers, output, Step.prefill(tokens, past)).seconds
+        assert compiled.seconds(0, 0, [(tokens, past)]) == pytest.approx(exact, rel=0.01)
+
+
 @pytest.mark.parametrize("place", ["gpu0", RAM])
 def test_an_eager_framework_compiles_too(place: str) -> None:
     machine, model = load_machine("rtx-3090-desktop-64"), load_model("opt-1.3b", "f16")

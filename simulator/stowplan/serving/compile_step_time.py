@@ -74,17 +74,17 @@ def compile_step_time(
         without = attends(0)
         return _decode_pieces(_knots(lambda context: attends(context) - without, 1, span.context, _EXACT * without))
 
-    change, few = run.attention_changes_at(layers), None
-    if 2 <= change <= span.tokens:
+    change, first, few = run.attention_changes_at(layers), 2, None
+    if first < change <= span.tokens:
         few = FewTokens(
-            change, decode(min(_COMPANY, change - 1)), tuple(_chunk_terms(run, layers, span, 2, change - 1))
+            change, decode(min(_COMPANY, change - 1)), tuple(_chunk_terms(run, layers, span, first, change - 1))
         )
-        many = max(_COMPANY, change)
+        many = first = change
     compiled = StepTime(
         body=body,
         logits=((0, 0.0), *logits),
         decode=decode(many),
-        chunk=tuple(_chunk_terms(run, layers, span, max(2, change), span.tokens)),
+        chunk=tuple(_chunk_terms(run, layers, span, first, span.tokens)),
         few=few,
         busy=_busy(lambda tokens: run.step_price(layers, output, Step(1, ((0, tokens),), 0)), [at for at, _ in body]),
     )
