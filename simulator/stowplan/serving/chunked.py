@@ -140,7 +140,7 @@ def _mixed_step(core: Core, chunks: list[tuple[_Begun, int]], loads: list[Found]
     total = batch + sum(tokens for _, tokens in chunks)
     tables = core.tables.of(total)
     for prompt, tokens in chunks:
-        attention += tables.chunk_attention(tokens, prompt.done) if prompt.done else tables.prompt_attention[tokens]
+        attention += tables.attention(tokens, prompt.done)
         prompt.done += tokens
         ended += prompt.done == prompt.length
     attention += tables.decode_attention(batch, core.context)

@@ -85,8 +85,7 @@ class Continuous(Scheduler):
             return []
         attention, tables = 0.0, core.tables.of(tokens)
         for (_, length), found in zip(admitted, loads, strict=True):
-            past = found.tokens
-            attention += tables.chunk_attention(length - past, past) if past else tables.prompt_attention[length]
+            attention += tables.attention(length - found.tokens, found.tokens)
         compute = tables.body[tokens] + tables.logits[len(admitted)] + attention
         core.now = now + core.with_loads(compute, tokens, loads)
         core.passes += 1

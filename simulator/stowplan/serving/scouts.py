@@ -181,7 +181,8 @@ class Scouts:
         segments = np.arange(0 if core.cache is None else core.cache.segments)
 
         def pause(mark: int) -> bool:
-            met = _meet(core, 0, segments, self._board.published(-1, mark))
+            others = self._board.published(-1, mark)
+            met = others.get(fingerprint(core, 0, segments), -1) if others else -1
             return met >= 0 and self._receive(met)
 
         return pause
@@ -239,11 +240,6 @@ def _starts(mission: Mission, processes: int) -> tuple[list[int], int]:
     return [], overlap
 
 
-def _meet(core: Core, earlier: int, segments: NDArray[np.int64], published: dict[bytes, int]) -> int:
-    """The scout that has been in the same state; -1 for none."""
-    return published.get(fingerprint(core, earlier, segments), -1) if published else -1
-
-
 def _scout(number: int, link: Connection, board: _Board) -> None:
     """What a scout's process does."""
     ignore_interrupts()
@@ -279,9 +275,12 @@ def _explore(number: int, order: _Order, board: _Board) -> _Findings:
         row = waiting.next + earlier
         begins.append(row)
         board.rows[number] = waiting.next
-        if order.publish[0] <= row <= order.publish[1]:
-            board.publish(number, mark, fingerprint(core, earlier, segments))
-        met = _meet(core, earlier, segments, board.published(number, mark))
+        others, publishes = board.published(number, mark), order.publish[0] <= row <= order.publish[1]
+        if others or publishes:
+            state = fingerprint(core, earlier, segments)
+            met = others.get(state, -1)
+            if publishes:
+                board.publish(number, mark, state)
         return met >= 0
 
     accounts = run_in_stretches(engine, earlier, order.count, pause)

@@ -62,6 +62,10 @@ class StepTables:
         """Those for steps of so many tokens."""
         return self if self.few is None or tokens >= self.below else self.few
 
+    def attention(self, tokens: int, past: int) -> float:
+        """Seconds of attention of a chunk, with or without a past."""
+        return self.chunk_attention(tokens, past) if past else self.prompt_attention[tokens]
+
     def link_s(self, name: str, tokens: int) -> float:
         """Seconds that weights occupy a link in a step of `tokens` tokens."""
         table = self.busy.get(name)
